@@ -1,0 +1,1 @@
+"""What is recommended, and why: pure functions over numpy and msgspec. No I/O, no clock, no randomness."""

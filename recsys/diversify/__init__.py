@@ -1,0 +1,1 @@
+"""Re-ranking: relevance against variety inside one list."""

@@ -1,0 +1,41 @@
+"""Every error Slatecast raises on purpose, as a tree. A message says what to do next.
+
+    SlatecastError                  the command line prints it in one line
+    ├── Misuse                      the caller can mend it: wrong file, column, option      exit 2
+    │   └── BadEvent                bytes that are no event or item; carries a class for the rejects topic
+    ├── Unavailable                 a broker, Redis, registry or disk that does not answer   exit 1
+    └── ModelRejected               a release that must not serve: corrupt, missing, not finite
+
+Anything else that escapes is a bug and crashes with its traceback.
+"""
+
+
+class SlatecastError(Exception):
+    """Base of the tree: an expected failure with a remedy in its message."""
+
+    exit_code = 1
+
+
+class Misuse(SlatecastError):
+    """What was asked for cannot be done as asked; the message says how to ask."""
+
+    exit_code = 2
+
+
+class BadEvent(Misuse):
+    """Bytes that are not an event (or item) we accept.
+
+    `reason_class` is one of decode, schema, range, oversize: it goes to the rejects topic beside the bytes.
+    """
+
+    def __init__(self, reason_class: str, message: str) -> None:
+        super().__init__(message)
+        self.reason_class = reason_class
+
+
+class Unavailable(SlatecastError):
+    """Something outside this process does not answer; trying again later may help."""
+
+
+class ModelRejected(SlatecastError):
+    """A release folder that must not serve."""

@@ -1,0 +1,129 @@
+"""What we know of one user: the newest distinct events, in 4 KiB.
+
+A profile is a set, not a sum. It keeps the N newest events of each kind, ordered by (time, item), and everything
+else (affinities, own frequency, breadth) is computed from them when a list is made. "The N newest of a set" does
+not depend on the order in which the set arrives, nor on how often an element arrives: late, shuffled and repeated
+events end in the same bytes. A running sum could promise that only for events that it never forgets.
+
+The logs are packed records, big-endian, so that comparing bytes compares (time, item) and appending the newest event
+is one concatenation. Times are whole seconds.
+Called by the ranker (live), the training replay (history) and nothing else.
+"""
+
+import struct
+from bisect import bisect_left
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.catalogue import item_ref
+from recsys.events import Cart, Click, Event, Impression, Purchase, Search, View
+
+PROFILE_MAX_BYTES = 4096  # a million users are 4 GB of state; the limits below fill it exactly
+KEEP_PURCHASES = 190  # 1,900 B
+KEEP_TOUCHES = 60  # clicks, views, carts: 660 B
+KEEP_SHOWN = 48  # 480 B
+KEEP_IDS = 48  # the ring by which duplicates are recognised: 480 B
+KEEP_QUERIES = 6  # at most 88 B each
+QUERY_BYTES = 80
+
+VIEW, CLICK, CART, PURCHASE = 0, 1, 2, 3
+ACTION_OF = {View: VIEW, Click: CLICK, Cart: CART, Purchase: PURCHASE}
+
+_RECORD = struct.Struct(">IHI")  # seconds, item_ref as 16 + 32 bits
+_TOUCH = struct.Struct(">IHIB")  # the same and the action
+
+
+class Profile(msgspec.Struct, frozen=True, array_like=True):
+    """One user, as packed logs, oldest record first. Equal event sets give equal bytes."""
+
+    purchases: bytes = b""
+    touches: bytes = b""
+    shown: bytes = b""
+    ids: bytes = b""
+    queries: tuple[tuple[int, str], ...] = ()  # (seconds, text)
+
+
+class Log(msgspec.Struct, frozen=True):
+    """A packed log as columns, oldest first. ts_s: (n,) float64; refs: (n,) uint64; actions: (n,) uint8."""
+
+    ts_s: NDArray[np.float64]
+    refs: NDArray[np.uint64]
+    actions: NDArray[np.uint8]
+
+
+EMPTY = Profile()
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Profile)
+encode_profile = _encoder.encode
+decode_profile = _decoder.decode
+
+
+def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
+    """The profile with one event more; the same object if nothing changed: a duplicate, or too old to keep.
+
+    identity: `event_hash` of the event, 6 bytes. Cost: 2–3 µs, whatever the profile holds.
+
+    >>> a = Purchase(user="u", item="i1", ts_ms=1_700_000_000_000)
+    >>> b = Click(user="u", item="i2", ts_ms=1_700_000_060_000)
+    >>> one = apply(apply(EMPTY, a, b"aaaaaa"), b, b"bbbbbb")
+    >>> two = apply(apply(apply(EMPTY, b, b"bbbbbb"), a, b"aaaaaa"), b, b"bbbbbb")
+    >>> one == two
+    True
+    """
+    ts_s = event.ts_ms // 1000
+    ids = _insert(profile.ids, ts_s.to_bytes(4) + identity, 10, KEEP_IDS)
+    purchases, touches, shown, queries = profile.purchases, profile.touches, profile.shown, profile.queries
+    if isinstance(event, Purchase):
+        purchases = _insert(purchases, _pack(ts_s, event.item), 10, KEEP_PURCHASES)
+    elif isinstance(event, Search):
+        queries = _remember_query(queries, ts_s, event.query)
+    elif isinstance(event, Impression):
+        for item in event.items:
+            shown = _insert(shown, _pack(ts_s, item), 10, KEEP_SHOWN)
+    else:
+        touches = _insert(touches, _pack(ts_s, event.item) + bytes((ACTION_OF[type(event)],)), 11, KEEP_TOUCHES)
+    changed = Profile(purchases, touches, shown, ids, queries)
+    return profile if changed == profile else changed
+
+
+def read_log(packed: bytes, touch: bool = False) -> Log:
+    """A packed log as arrays, oldest first.
+
+    >>> e = Purchase(user="u", item="i1", ts_ms=1_700_000_000_000)
+    >>> log = read_log(apply(EMPTY, e, b"aaaaaa").purchases)
+    >>> log.ts_s.tolist(), log.refs.tolist() == [item_ref("i1")], log.actions.tolist() == [PURCHASE]
+    ([1700000000.0], True, True)
+    """
+    fields = [("ts", ">u4"), ("high", ">u2"), ("low", ">u4")] + ([("action", "u1")] if touch else [])
+    raw = np.frombuffer(packed, np.dtype(fields))
+    refs = (raw["high"].astype(np.uint64) << np.uint64(32)) | raw["low"]
+    actions = raw["action"] if touch else np.full(len(raw), PURCHASE, np.uint8)
+    return Log(raw["ts"].astype(np.float64), refs, actions)
+
+
+def newest_ts_s(profile: Profile) -> int:
+    """Seconds of the newest event known, 0 for an empty profile."""
+    return int.from_bytes(profile.ids[-10:-6]) if profile.ids else 0
+
+
+def _pack(ts_s: int, item: str) -> bytes:
+    ref = item_ref(item)
+    return _RECORD.pack(ts_s, ref >> 32, ref & 0xFFFFFFFF)
+
+
+def _insert(log: bytes, record: bytes, width: int, keep: int) -> bytes:
+    """The log with the record among its `keep` newest; the same log if it holds it or it is older than all of them."""
+    if not log or record > log[-width:]:  # the newest event so far: the usual case
+        return (log + record)[-keep * width :]
+    at = bisect_left(range(0, len(log), width), record, key=lambda at: log[at : at + width]) * width
+    if log[at : at + width] == record:
+        return log
+    return (log[:at] + record + log[at:])[-keep * width :]
+
+
+def _remember_query(queries: tuple[tuple[int, str], ...], ts_s: int, query: str) -> tuple[tuple[int, str], ...]:
+    """The newest queries, cut to QUERY_BYTES at a character."""
+    text = query.encode()[:QUERY_BYTES].decode(errors="ignore")
+    return tuple(sorted({*queries, (ts_s, text)}))[-KEEP_QUERIES:]

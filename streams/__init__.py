@@ -1,0 +1,1 @@
+"""The world: Kafka, Redis, files and the command line."""
