@@ -1,0 +1,64 @@
+"""Why an item is in a list, in words. Called by the pipeline for the chosen items only.
+
+The reason is the evidence of the source that spoke loudest for the item (lowest rank), ties in the sources' order.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.candidates import Candidates
+from recsys.context import Context
+from recsys.signals import DAY_S
+
+
+def explain(context: Context, candidates: Candidates, at: int) -> tuple[str, str]:
+    """Source and reason of the candidate at a position."""
+    source = candidates.names[int(np.argmin(candidates.ranks[:, at]))]
+    return source, _REASON[source](context, int(candidates.rows[at]))
+
+
+def _bought(context: Context, row: int) -> str:
+    ages = context.bought.age_s[context.bought.rows == row]
+    days = int(ages.min() // DAY_S)
+    when = "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
+    times = "once" if len(ages) == 1 else f"{len(ages)} times"
+    return f"you bought it {times}, last {when}"
+
+
+def _together(context: Context, row: int) -> str:
+    signals = context.shop.signals
+    pull = (signals.weights[context.recent] * (signals.neighbours[context.recent] == row)).sum(axis=1)
+    return f"often goes with {_title(context, context.recent[int(np.argmax(pull * context.emphasis))])}"
+
+
+def _similar(context: Context, row: int) -> str:
+    vectors = context.shop.catalogue.vectors
+    nearest = int(np.argmax(vectors[context.recent] @ vectors[row]))
+    return f"similar to {_title(context, context.recent[nearest])}"
+
+
+def _search(context: Context, row: int) -> str:
+    return f'answers your search "{context.request.query}"'
+
+
+def _trending(context: Context, row: int) -> str:
+    return "many shoppers want it this week"
+
+
+def _new(context: Context, row: int) -> str:
+    category = context.shop.catalogue.items[row].category.rpartition(" > ")[2]
+    return f"new in {category}" if category else "new in the shop"
+
+
+def _title(context: Context, row: "np.int64 | NDArray[np.int64]") -> str:
+    return context.shop.catalogue.items[int(row)].title
+
+
+_REASON = {
+    "buy_again": _bought,
+    "co_visitation": _together,
+    "similar_text": _similar,
+    "search_intent": _search,
+    "trending": _trending,
+    "new_items": _new,
+}

@@ -1,0 +1,93 @@
+"""The stages of a list, in order. Start reading here.
+
+gather → filter → cut → features → score (all users of the batch in one call) → penalise → shortlist → diversify →
+explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.candidates import ABSENT, Candidates, Source, gather
+from recsys.context import Request, Shop, see
+from recsys.diversify import diversify
+from recsys.explain import explain
+from recsys.features import compute_features
+from recsys.filters import filter_candidates
+from recsys.fusion import reciprocal_rank, shortlist
+from recsys.policy import Policy
+from recsys.slates import SlateItem
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A scorer's answer. logits: (N, 2) float32, columns all and new, or None when no model could be asked."""
+
+    logits: NDArray[np.float32] | None
+    scorer: str
+    degraded_reason: str | None = None
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A list before it is published."""
+
+    items: tuple[SlateItem, ...]
+    scorer: str
+    degraded_reason: str | None
+    dropped: dict[str, int]
+
+
+Score = Callable[[NDArray[np.float32]], Scored]  # features (N, F), rows of all users stacked
+
+
+def recommend(
+    requests: Sequence[Request],
+    shop: Shop,
+    sources: Sequence[Source],
+    score: Score,
+    policy: Policy,
+    tick: Callable[[str], None] = lambda stage: None,
+) -> list[Draft]:
+    """Lists for a micro-batch of requests, in their order. About 1 ms a list for 200 candidates."""
+    contexts = [see(request, shop) for request in requests]
+    tick("context")
+    gathered = [gather(context, sources, policy.per_source) for context in contexts]
+    tick("gather")
+    kept = [filter_candidates(context, found, policy) for context, found in zip(contexts, gathered, strict=True)]
+    cut = [_cut(k.candidates, policy) for k in kept]
+    tick("filter")
+    features = [compute_features(context, found) for context, found in zip(contexts, cut, strict=True)]
+    tick("features")
+    scored = score(np.concatenate(features))
+    tick("score")
+    ends = np.cumsum([len(f) for f in features])
+    column = 1 if policy.repeats == "new" else 0
+    drafts = []
+    for context, found, k, end in zip(contexts, cut, kept, ends, strict=True):
+        if scored.logits is None:
+            relevance = 100.0 * reciprocal_rank(found.ranks)  # to the scale of logits, for the penalty's sake
+        else:
+            relevance = scored.logits[end - len(found.rows) : end, column].astype(np.float64)
+        relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
+        few = shortlist(relevance, found.ranks, policy.shortlist, policy.voices, ABSENT)
+        vectors = shop.catalogue.vectors[found.rows[few]]
+        chosen = few[diversify(policy.diversity, relevance[few], vectors, policy.slate_size, policy.strength).rows]
+        items = []
+        for at in chosen.tolist():
+            item = shop.catalogue.items[found.rows[at]]
+            source, reason = explain(context, found, at)
+            items.append(SlateItem(item.item, item.title, round(float(relevance[at]), 4), source, reason))
+        drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped))
+    tick("diversify")
+    return drafts
+
+
+def _cut(candidates: Candidates, policy: Policy) -> Candidates:
+    """At most `policy.candidates`, by rank fusion, every source's best among them."""
+    if len(candidates.rows) <= policy.candidates:
+        return candidates
+    mask = np.zeros(len(candidates.rows), np.bool_)
+    fused = reciprocal_rank(candidates.ranks)
+    mask[shortlist(fused, candidates.ranks, policy.candidates, policy.voices, ABSENT)] = True
+    return candidates.keep(mask)
