@@ -1,0 +1,82 @@
+"""Where Kafka and Redis are, and under which names: from a file, the environment and options, in that order.
+
+Nothing here opens a connection. Secrets belong into the environment or into `file:` values and are never printed.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from recsys.errors import Misuse
+from recsys.policy import Policy
+
+Value = str | int | float | bool
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every role is told. `kafka` passes any librdkafka key through (TLS, SASL); clients.py refuses a few."""
+
+    bootstrap: str = ""  # host:port,… of a cluster; empty: the services of `slatecast up`, if they run
+    redis: str = ""  # redis://… or rediss://…
+    prefix: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]*$", max_length=100)] = "slatecast."  # one per tenant
+    partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4  # fixed for the life of the topics: growth is a replay
+    replication: Annotated[int, Meta(ge=1, le=10)] = 1  # 3 on a cluster
+    home: str = "var"  # models, jars, data of the embedded services
+    kafka: dict[str, Value] = {}
+    policy: Policy = Policy()
+
+
+ENVIRONMENT = {
+    "bootstrap": "SLATECAST_BOOTSTRAP",
+    "redis": "SLATECAST_REDIS",
+    "prefix": "SLATECAST_PREFIX",
+    "home": "SLATECAST_HOME",
+}
+
+
+def load_settings(file: Path | None, options: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
+    """Settings of a TOML file, overridden by the environment, overridden by options. Raises Misuse."""
+    merged: dict[str, object] = {}
+    if file is not None:
+        try:
+            merged.update(tomllib.loads(file.read_text()))
+        except FileNotFoundError:
+            raise Misuse(f"{file}: no such file; leave --config out to run on defaults") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Misuse(f"{file}: not TOML: {error}") from None
+    merged.update({key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)})
+    merged.update({key: value for key, value in options.items() if value is not None})
+    try:
+        settings = msgspec.convert(merged, Settings)
+    except msgspec.ValidationError as error:
+        known = ", ".join(Settings.__struct_fields__)
+        raise Misuse(f"{file or 'settings'}: {error}. Known settings: {known}") from None
+    return settings if settings.bootstrap else _embedded(settings)
+
+
+class Running(msgspec.Struct, frozen=True):
+    """What `slatecast up` leaves in its home, so that other commands find it."""
+
+    pid: int
+    bootstrap: str
+    redis: str
+
+
+def running_file(home: str) -> Path:
+    """Where that is written."""
+    return Path(home) / "up.json"
+
+
+def _embedded(settings: Settings) -> Settings:
+    """Settings pointing to the services of `slatecast up`, if its process lives."""
+    try:
+        running = msgspec.json.decode(running_file(settings.home).read_bytes(), type=Running)
+        os.kill(running.pid, 0)
+    except (OSError, msgspec.DecodeError):
+        return settings
+    return msgspec.structs.replace(settings, bootstrap=running.bootstrap, redis=settings.redis or running.redis)

@@ -1,0 +1,117 @@
+"""State of a worker: a dictionary per input partition, the changelog behind it, and what a batch would change.
+
+Writes go to an overlay and reach the base only after their transaction has committed; an abort drops the overlay.
+`restore` fills the base of a partition from its changelog by the watermark rule. Nothing here produces.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from recsys.errors import Unavailable
+
+# An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
+RESTORE_STALL_S = 40.0
+
+
+class State:
+    """Keyed bytes per partition, with an overlay of the batch in progress."""
+
+    def __init__(self) -> None:
+        self._base: dict[int, dict[str, bytes]] = {}
+        self._overlay: dict[tuple[int, str], bytes] = {}
+
+    def get(self, partition: int, key: str) -> bytes | None:
+        """The value as the batch in progress sees it."""
+        changed = self._overlay.get((partition, key))
+        return changed if changed is not None else self._base[partition].get(key)
+
+    def put(self, partition: int, key: str, value: bytes) -> None:
+        """Change a value, for now in the overlay only."""
+        self._overlay[partition, key] = value
+
+    def changes(self) -> Iterator[tuple[int, str, bytes]]:
+        """(partition, key, value) of the overlay: what the changelog must hear of."""
+        return ((partition, key, value) for (partition, key), value in self._overlay.items())
+
+    def merge(self) -> None:
+        """The transaction has committed: what the batch wrote is now the state."""
+        for (partition, key), value in self._overlay.items():
+            self._base[partition][key] = value
+        self._overlay.clear()
+
+    def drop(self) -> None:
+        """The transaction was aborted: forget what the batch wrote."""
+        self._overlay.clear()
+
+    def adopt(self, partition: int, values: dict[str, bytes]) -> None:
+        """A partition came to this worker, with what its changelog says."""
+        self._base[partition] = values
+
+    def release(self, partition: int) -> None:
+        """A partition left."""
+        self._base.pop(partition, None)
+
+    def partition(self, partition: int) -> dict[str, bytes]:
+        """The committed values of one partition, for reading."""
+        return self._base[partition]
+
+
+def end_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, int]:
+    """Where each partition ends for everybody, open transactions included.
+
+    read_uncommitted on purpose: a predecessor's commit marker may reach the offsets topic before it reaches this one,
+    and a read_committed answer would then end before its last transaction.
+    """
+    wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
+    futures = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
+    return {tp.partition: future.result().offset for tp, future in futures.items()}
+
+
+def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable[[Message], None]) -> int:
+    """Read partitions from their beginning, committed records only, until past `ends`; how many records there were.
+
+    The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
+    marker, and only the end-of-partition event tells that the position has passed it. Raises Unavailable on a stall.
+    """
+    consumer.assign([TopicPartition(topic, p, 0) for p in ends])
+    open_ends = {p: end for p, end in ends.items() if end > 0}
+    count, moved_s = 0, time.monotonic()
+    while open_ends:
+        for message in consumer.consume(2000, 0.2):
+            moved_s = time.monotonic()
+            error = message.error()
+            if error is None:
+                take(message)
+                count += 1
+                position = message.offset() + 1
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the client's public constant
+                position = message.offset()
+            else:
+                raise KafkaException(error)
+            if position >= open_ends.get(message.partition(), position + 1):
+                open_ends.pop(message.partition())
+        if time.monotonic() - moved_s > RESTORE_STALL_S:
+            raise Unavailable(
+                f"{topic}: nothing came for {RESTORE_STALL_S:.0f} s before the end was reached at {open_ends}; "
+                "a transaction may be open, look at the broker's log"
+            )
+    return count
+
+
+def restore(
+    admin: AdminClient, consumer: Consumer, topic: str, partitions: list[int]
+) -> tuple[dict[int, dict[str, bytes]], int]:
+    """The newest value of every key of some changelog partitions, and how many records were read."""
+    values: dict[int, dict[str, bytes]] = {p: {} for p in partitions}
+
+    def take(message: Message) -> None:
+        key = message.key().decode()
+        if message.value() is None:
+            values[message.partition()].pop(key, None)
+        else:
+            values[message.partition()][key] = message.value()
+
+    return values, read_to(consumer, topic, end_offsets(admin, topic, partitions), take)

@@ -1,0 +1,43 @@
+"""Compact topics that every ranker reads whole: the catalogue and the signals. A reader without a group.
+
+`catch_up` blocks until the end at start; `follow` takes what has come since, without waiting.
+"""
+
+from collections.abc import Callable
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from streams import clients
+from streams.settings import Settings
+from streams.state import end_offsets, read_to
+
+
+class TableReader:
+    """One topic, all partitions, from the beginning, committed records only."""
+
+    def __init__(self, settings: Settings, topic: str, take: Callable[[Message], None]) -> None:
+        self.topic = settings.prefix + topic
+        self._take = take
+        self._consumer = clients.reader(settings)
+        self._admin = clients.admin(settings)
+
+    def catch_up(self) -> int:
+        """Read to the end as of now; how many records there were."""
+        partitions = clients.partitions_of(self._admin, self.topic)
+        return read_to(self._consumer, self.topic, end_offsets(self._admin, self.topic, partitions), self._take)
+
+    def follow(self, limit: int = 5000) -> int:
+        """Take at most `limit` records that are already here; how many there were."""
+        count = 0
+        for message in self._consumer.consume(limit, 0):
+            error = message.error()
+            if error is None:
+                self._take(message)
+                count += 1
+            elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the client's public constant
+                raise KafkaException(error)
+        return count
+
+    def close(self) -> None:
+        """Leave the broker."""
+        self._consumer.close()

@@ -1,0 +1,223 @@
+"""The transactional loop under every role that must lose nothing and count nothing twice.
+
+The order, and each step's reason:
+
+1. poll up to N records or T ms
+2. the task decodes them; bad ones become rejects
+3. the task applies them to the state's overlay
+4. the task computes its outputs: scoring happens before the transaction begins, so that transactions stay short
+5. begin; produce outputs, changelog and rejects
+6. send offsets (last + 1, own bookkeeping) with the group metadata of this moment: a stale generation is refused
+7. commit
+8. merge the overlay into the state
+
+On abort: drop the overlay, seek back to where the batch began. A retriable error: the same call again. A fatal or
+unknown one: leave by exception; the process ends and a supervisor starts another, which fences this one.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from recsys.errors import SlatecastError
+from streams import clients
+from streams.settings import Settings
+from streams.state import State, restore
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 0.005  # a batch waits this long for company: a transaction costs about 5 ms whatever is in it
+IDLE_S = 0.1
+CALL_LIMIT_S = clients.TRANSACTION_TIMEOUT_S + 10  # send_offsets ignores its time-out (librdkafka 5456): a watchdog
+
+
+class Output(msgspec.Struct, frozen=True):
+    """One record to produce. partition: explicit, or -1 for the key's."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int = -1
+
+
+class Task(Protocol):
+    """What a role does with records. It writes state through `state.put` and returns what to produce."""
+
+    topic: str  # input, without the prefix
+    changelog: str  # the topic its state is written to, partition by partition
+    batch_limit: int  # records it wants at most in the next batch
+
+    def refresh(self) -> None:
+        """Called between batches: read what others publish. Must not block."""
+        ...
+
+    def process(self, messages: Sequence[Message], state: State) -> list[Output]:
+        """Steps 2 to 4 for one batch. Deterministic in messages, state and what `refresh` has read."""
+        ...
+
+    def committed(self) -> None:
+        """The batch just processed is durable."""
+        ...
+
+
+class Stopped(SlatecastError):
+    """The worker cannot go on and must be started anew."""
+
+    exit_code = 70
+
+
+class Worker:
+    """One consumer, one transactional producer, one task. Not thread-safe: `run` owns it."""
+
+    def __init__(self, settings: Settings, role: str, task: Task, instance: str) -> None:
+        self.task, self.role, self.state = task, role, State()
+        self.settings = settings
+        self.input = settings.prefix + task.topic
+        self.changelog = settings.prefix + task.changelog
+        self.processed = 0  # records whose transaction has committed
+        self.restored = 0
+        self._next: dict[int, int] = {}  # own bookkeeping of offsets: control records leave gaps
+        self._last_change: dict[int, int] = {}
+        self._failed: KafkaError | None = None
+        self._deadline_s = float("inf")
+        self._group = f"{settings.prefix}{role}"
+        self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
+        self._producer = clients.producer(settings, transactional_id=f"{settings.prefix}{role}.{instance}")
+        self._admin = clients.admin(settings)
+
+    def run(self, stop: threading.Event, after_batch: Callable[[], None] = lambda: None) -> None:
+        """Work until `stop` is set; the batch in hand is committed first."""
+        threading.Thread(target=self._watch, name=f"{self.role}-watchdog", daemon=True).start()
+        try:
+            self._call(self._producer.init_transactions, 30)  # fences and aborts the predecessor, before any offset
+            self._consumer.subscribe(
+                [self.input], on_assign=self._assigned, on_revoke=self._released, on_lost=self._released
+            )
+            while not stop.is_set():
+                self.step()
+                after_batch()
+        finally:
+            self._deadline_s = float("inf")
+            self._consumer.close()
+
+    def step(self) -> None:
+        """One batch, from poll to merge; nothing if nothing came."""
+        messages = self._poll()
+        self.task.refresh()
+        if not messages:
+            return
+        try:
+            outputs = self.task.process(messages, self.state)
+            self._commit(messages, outputs)
+        except KafkaException as exception:
+            self._give_up(exception.args[0], messages)
+            return
+        self.state.merge()
+        self.processed += len(messages)
+        for message in messages:
+            self._next[message.partition()] = message.offset() + 1
+        self.task.committed()
+
+    def _poll(self) -> list[Message]:
+        first = self._consumer.poll(IDLE_S)
+        if first is None:
+            return []
+        polled = [first, *self._consumer.consume(self.task.batch_limit - 1, LINGER_S)]
+        for message in polled:
+            if message.error() is not None:
+                raise Stopped(f"{self.role}: {message.error().str()}; offsets may be older than the topic's retention")
+        # After a rebalance inside poll the client may still hand out records of a partition that has left.
+        return [m for m in polled if m.partition() in self._next and m.offset() >= self._next[m.partition()]]
+
+    def _commit(self, messages: Sequence[Message], outputs: Sequence[Output]) -> None:
+        self._failed = None
+        self._producer.begin_transaction()
+        for output in outputs:
+            self._produce(output)
+        for partition, key, value in self.state.changes():
+            self._produce(Output(self.changelog, key.encode(), value, (), partition))
+        ends = {message.partition(): message.offset() + 1 for message in messages}
+        offsets = [TopicPartition(self.input, partition, offset) for partition, offset in ends.items()]
+        self._call(lambda: self._producer.send_offsets_to_transaction(
+            offsets, self._consumer.consumer_group_metadata(), 30))
+        self._call(self._producer.commit_transaction, -1)
+        if self._failed is not None:
+            raise Stopped(f"{self.role}: a record was not delivered ({self._failed.str()}) though its batch committed")
+
+    def _produce(self, output: Output) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic, output.value, output.key, output.partition,
+                    on_delivery=self._delivered, headers=list(output.headers),
+                )
+            except BufferError:  # the local queue is full: let it drain
+                self._producer.poll(0.1)
+            else:
+                return
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failed = error
+
+    def _call(self, call: Callable[..., Any], *arguments: object) -> None:
+        """One call of the transactional API, again as long as the client says that it may be repeated."""
+        self._deadline_s = time.monotonic() + CALL_LIMIT_S
+        while True:
+            try:
+                call(*arguments)
+            except KafkaException as exception:
+                if not exception.args[0].retriable():
+                    raise
+                log.info("%s: %s, again", self.role, exception.args[0].str())
+            else:
+                self._deadline_s = float("inf")
+                return
+
+    def _give_up(self, error: KafkaError, messages: Sequence[Message]) -> None:
+        """A failed transaction: abort, forget, and go back to where the batch began; or end the process."""
+        if error.fatal() or not error.txn_requires_abort():
+            raise Stopped(f"{self.role}: {error.str()}; start it again") from None
+        log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(messages))
+        self._call(self._producer.abort_transaction, 30)
+        self.state.drop()
+        for partition in {message.partition() for message in messages} & self._next.keys():
+            self._consumer.seek(TopicPartition(self.input, partition, self._next[partition]))
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Committed offsets first, then the changelog to its end, then consume."""
+        committed = consumer.committed(partitions, timeout=30)
+        numbers = [tp.partition for tp in partitions]
+        reader = clients.reader(self.settings)
+        started_s = time.monotonic()
+        values, count = restore(self._admin, reader, self.changelog, numbers)
+        reader.close()
+        self.restored += count
+        for tp in committed:
+            self.state.adopt(tp.partition, values[tp.partition])
+            if tp.offset < 0:  # the group's first start: from the beginning, never silently from the end
+                tp.offset = consumer.get_watermark_offsets(tp, timeout=30)[0]
+            self._next[tp.partition] = tp.offset
+        consumer.assign(committed)
+        log.info("%s: partitions %s, %d changelog records in %.2f s", self.role, numbers, count,
+                 time.monotonic() - started_s)
+
+    def _released(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """No batch is open inside poll, so there is nothing to commit or abort: only to forget."""
+        for tp in partitions:
+            self._next.pop(tp.partition, None)
+            self.state.release(tp.partition)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(1)
+            if time.monotonic() > self._deadline_s:
+                log.critical("%s: a broker call has blocked for over %.0f s, ending the process", self.role, CALL_LIMIT_S)
+                os._exit(70)
