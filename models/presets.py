@@ -33,7 +33,10 @@ TIME_FIELDS: dict[Kind, dict[str, str]] = {
 OWN_FIELDS: dict[Kind, tuple[str, ...]] = {
     "events": tuple(
         dict.fromkeys(
-            ["type", *(f for event in (Click, View, Cart, Purchase, Search, Impression) for f in event.__struct_fields__)]
+            [
+                "type",
+                *(f for event in (Click, View, Cart, Purchase, Search, Impression) for f in event.__struct_fields__),
+            ]
         )
     ),
     "items": Item.__struct_fields__,
@@ -240,8 +243,10 @@ def _unfit_products(path: Path) -> dict[Any, str]:
 
     if not path.exists():
         raise Misuse(f"{path} is missing: the purchases of Complete Journey need products.parquet beside them")
-    fields = {field: column for field, column in _JOURNEY_ITEMS.items() if field in ("item", "department", "group", "kind")}
-    table = parquet.read_table(path, columns=list(fields.values()))
+    fields = {
+        field: column for field, column in _JOURNEY_ITEMS.items() if field in ("item", "department", "group", "kind")
+    }
+    table = parquet.ParquetFile(path).read(list(fields.values()))
     rows = zip(*(table[column].to_pylist() for column in fields.values()), strict=True)
     return {row[0]: reason for row in rows if (reason := _unfit(dict(zip(fields, row, strict=True))))}
 

@@ -1,6 +1,6 @@
 """The shop as of a moment in the past: profiles and signals replayed from history, by the code that serves.
 
-The same functions as in the live ranker and aggregator (`apply`, `increments`, `absorb`) in the same order, so what
+The same functions as in the live ranker and aggregator (`apply`, `Tally`, `absorb`) in the same order, so what
 training sees is what serving will see. Called by training and by evaluation.
 """
 
@@ -14,7 +14,7 @@ from recsys.catalogue import Catalogue, item_ref
 from recsys.context import Request, Shop
 from recsys.events import Cart, Click, Event, Purchase, View
 from recsys.profiles import CART, CLICK, EMPTY, PURCHASE, VIEW, Profile, apply
-from recsys.signals import Increment, Signal, SignalTable, absorb, increments, merge
+from recsys.signals import Signal, SignalTable, Tally, absorb
 
 # Live, the aggregator absorbs every few milliseconds; here rarer, since merging first is 20 times cheaper and changes
 # a decayed figure by less than an hour's decay.
@@ -48,7 +48,7 @@ class World:
         end = int(np.searchsorted(history.ts_s, until_s))
         while self._at < end:
             chunk = slice(self._at, min(end, self._at + ABSORB_EVERY))
-            pending: dict[str | int, Increment] = {}
+            tally = Tally()
             columns = (history.user[chunk], history.item[chunk], history.ts_s[chunk], history.action[chunk])
             for user, item, ts_s, action in zip(*(column.tolist() for column in columns), strict=True):
                 if np.isnan(catalogue.first_s[item]):
@@ -56,9 +56,8 @@ class World:
                 event = _event(history, user, item, ts_s, action)
                 before = self.profiles.get(user, EMPTY)
                 self.profiles[user] = apply(before, event, (item << 8 | action).to_bytes(6))
-                for key, inc in increments(event, before).items():
-                    pending[key] = merge(pending[key], inc) if key in pending else inc
-            for key, inc in pending.items():
+                tally.add(event, before)
+            for key, inc in tally.increments():
                 row = catalogue.row(key) if isinstance(key, str) else self._row_of_ref[key]
                 self._signals[row] = signal = absorb(self._signals.get(row, Signal()), inc)
                 self.shop.signals.update(row, signal)

@@ -119,7 +119,8 @@ def _neighbours(context: Context, candidates: Candidates) -> list[Column]:
 
     def rank(source: str) -> Column:
         # Beyond 200 a rank says no more than silence.
-        return np.log1p(np.minimum(candidates.ranks[names.index(source)], 200))
+        logged: Column = np.log1p(np.minimum(candidates.ranks[names.index(source)], 200))
+        return logged
 
     near, score = neighbour_scores(context.shop.signals, context.basket, np.ones(len(context.basket)))
     basket = _Grouped(near, candidates.rows)

@@ -72,7 +72,7 @@ def recommend(
         relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
         few = shortlist(relevance, found.ranks, policy.shortlist, policy.voices, ABSENT)
         vectors = shop.catalogue.vectors[found.rows[few]]
-        chosen = few[diversify(policy.diversity, relevance[few], vectors, policy.slate_size, policy.strength).rows]
+        chosen = few[diversify(policy.diversity, relevance[few], vectors, policy.slate_size, policy.strength).positions]
         items = []
         for at in chosen.tolist():
             item = shop.catalogue.items[found.rows[at]]

@@ -7,7 +7,7 @@ import logging
 import re
 
 import redis
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from recsys.errors import Misuse, Unavailable
@@ -56,7 +56,9 @@ CONSUMER: dict[str, Value] = {
 }
 
 # Lines that say nothing is wrong: seen at every start and every takeover.
-_NOISE = re.compile(r"Coordinator load in progress|another concurrent operation|Disconnected while requesting|TERMINATE")
+_NOISE = re.compile(
+    r"Coordinator load in progress|another concurrent operation|Disconnected while requesting|TERMINATE"
+)
 
 
 class _Quiet(logging.Filter):
@@ -95,7 +97,7 @@ def admin(settings: Settings) -> AdminClient:
     return AdminClient(_options(settings, {}, {}), logger=_client_log)
 
 
-def redis_client(settings: Settings) -> "redis.Redis[bytes]":
+def redis_client(settings: Settings) -> redis.Redis:
     """A client whose calls give up after 5 s."""
     if not settings.redis:
         raise Misuse("no Redis named: give --redis redis://host:6379, or run `slatecast up`")
@@ -141,3 +143,8 @@ def _options(settings: Settings, defaults: dict[str, Value], extra: dict[str, Va
         "client.id": f"{settings.prefix}slatecast",
         "log.connection.close": False,
     }
+
+
+def broken(error: KafkaError) -> Unavailable:
+    """An error that a consumer reports in place of a record."""
+    return Unavailable(f"Kafka: {error.str()}")

@@ -119,7 +119,7 @@ def _fetch(maven: "object", jar: Jar, to: Path) -> None:
             f"with a network, try again; without one, copy the jars named in deploy/kafka/jars.lock into {to.parent}"
         ) from error
     if _sha256(found) != jar.sha256:
-        raise Unavailable(f"{jar.file} is not the jar that is locked in deploy/kafka/jars.lock: do not use this registry")
+        raise Unavailable(f"{jar.file} is not the jar locked in deploy/kafka/jars.lock: do not use this registry")
     shutil.copyfile(found, to.with_suffix(".part"))
     to.with_suffix(".part").replace(to)
 
@@ -203,7 +203,9 @@ class Embedded:
     def __enter__(self) -> "Embedded":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _lock_folder(self) -> None:
@@ -212,7 +214,7 @@ class Embedded:
         with contextlib.suppress(OSError, ValueError):
             pid = int(owner.read_text())
             os.kill(pid, 0)
-            raise Unavailable(f"{self.folder} is in use by process {pid}: stop it, or set SLATECAST_HOME to another folder")
+            raise Unavailable(f"{self.folder} is in use by process {pid}: stop it, or set another SLATECAST_HOME")
         owner.write_text(str(os.getpid()))
 
     def _guard(self, line: str) -> None:
@@ -243,7 +245,15 @@ class Embedded:
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
         if not (data / "meta.properties").exists():
             cluster = uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder)).hex[:22]
-            command = [java, "-Xshare:auto", "-XX:TieredStopAtLevel=1", quiet, "-cp", classpath, "kafka.tools.StorageTool"]
+            command = [
+                java,
+                "-Xshare:auto",
+                "-XX:TieredStopAtLevel=1",
+                quiet,
+                "-cp",
+                classpath,
+                "kafka.tools.StorageTool",
+            ]
             done = subprocess.run(
                 [*command, "format", "--standalone", "-t", cluster, "-c", str(config)], capture_output=True, text=True
             )

@@ -7,10 +7,11 @@ Writes go to an overlay and reach the base only after their transaction has comm
 import time
 from collections.abc import Callable, Iterator
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from recsys.errors import Unavailable
+from streams.records import Record, is_end, read_record
 
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
 RESTORE_STALL_S = 40.0
@@ -70,7 +71,7 @@ def end_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[i
     return {tp.partition: future.result().offset for tp, future in futures.items()}
 
 
-def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable[[Message], None]) -> int:
+def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable[[Record], None]) -> int:
     """Read partitions from their beginning, committed records only, until past `ends`; how many records there were.
 
     The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
@@ -83,16 +84,16 @@ def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable
         for message in consumer.consume(2000, 0.2):
             moved_s = time.monotonic()
             error = message.error()
-            if error is None:
-                take(message)
-                count += 1
-                position = message.offset() + 1
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the client's public constant
-                position = message.offset()
-            else:
+            if error is not None and not is_end(error):
                 raise KafkaException(error)
-            if position >= open_ends.get(message.partition(), position + 1):
-                open_ends.pop(message.partition())
+            record = read_record(message)
+            position = record.offset
+            if error is None:
+                take(record)
+                count += 1
+                position += 1
+            if position >= open_ends.get(record.partition, position + 1):
+                open_ends.pop(record.partition)
         if time.monotonic() - moved_s > RESTORE_STALL_S:
             raise Unavailable(
                 f"{topic}: nothing came for {RESTORE_STALL_S:.0f} s before the end was reached at {open_ends}; "
@@ -107,11 +108,11 @@ def restore(
     """The newest value of every key of some changelog partitions, and how many records were read."""
     values: dict[int, dict[str, bytes]] = {p: {} for p in partitions}
 
-    def take(message: Message) -> None:
-        key = message.key().decode()
-        if message.value() is None:
-            values[message.partition()].pop(key, None)
+    def take(record: Record) -> None:
+        key = (record.key or b"").decode()
+        if record.value is None:
+            values[record.partition].pop(key, None)
         else:
-            values[message.partition()][key] = message.value()
+            values[record.partition][key] = record.value
 
     return values, read_to(consumer, topic, end_offsets(admin, topic, partitions), take)

@@ -5,9 +5,10 @@
 
 from collections.abc import Callable
 
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaException
 
 from streams import clients
+from streams.records import Record, is_end, read_record
 from streams.settings import Settings
 from streams.state import end_offsets, read_to
 
@@ -15,7 +16,7 @@ from streams.state import end_offsets, read_to
 class TableReader:
     """One topic, all partitions, from the beginning, committed records only."""
 
-    def __init__(self, settings: Settings, topic: str, take: Callable[[Message], None]) -> None:
+    def __init__(self, settings: Settings, topic: str, take: Callable[[Record], None]) -> None:
         self.topic = settings.prefix + topic
         self._take = take
         self._consumer = clients.reader(settings)
@@ -32,9 +33,9 @@ class TableReader:
         for message in self._consumer.consume(limit, 0):
             error = message.error()
             if error is None:
-                self._take(message)
+                self._take(read_record(message))
                 count += 1
-            elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the client's public constant
+            elif not is_end(error):
                 raise KafkaException(error)
         return count
 

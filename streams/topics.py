@@ -72,7 +72,9 @@ def diff(client: AdminClient, topics: Sequence[Topic]) -> list[Change]:
     changes = []
     for topic in topics:
         if topic.name not in present:
-            changes.append(Change(topic.name, "create", f"{topic.partitions} partitions, {topic.config['cleanup.policy']}"))
+            changes.append(
+                Change(topic.name, "create", f"{topic.partitions} partitions, {topic.config['cleanup.policy']}")
+            )
             continue
         count = len(present[topic.name].partitions)
         if count != topic.partitions:
@@ -102,10 +104,16 @@ def apply(client: AdminClient, settings: Settings) -> list[Change]:
     ]
     resources = []
     for name in {change.topic for change in changes if change.action == "alter"}:
-        resources.append(ConfigResource(ResourceType.TOPIC, name, incremental_configs=[
-            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-            for key, value in by_name[name].config.items()
-        ]))
+        resources.append(
+            ConfigResource(
+                ResourceType.TOPIC,
+                name,
+                incremental_configs=[
+                    ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+                    for key, value in by_name[name].config.items()
+                ],
+            )
+        )
     futures = [*(client.create_topics(fresh) if fresh else {}).values()]
     futures += [*(client.incremental_alter_configs(resources) if resources else {}).values()]
     for future in futures:

@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from recsys.errors import SlatecastError
 from streams import clients
+from streams.records import Output, Record, read_record
 from streams.settings import Settings
 from streams.state import State, restore
 
@@ -35,16 +35,6 @@ log = logging.getLogger(__name__)
 LINGER_S = 0.005  # a batch waits this long for company: a transaction costs about 5 ms whatever is in it
 IDLE_S = 0.1
 CALL_LIMIT_S = clients.TRANSACTION_TIMEOUT_S + 10  # send_offsets ignores its time-out (librdkafka 5456): a watchdog
-
-
-class Output(msgspec.Struct, frozen=True):
-    """One record to produce. partition: explicit, or -1 for the key's."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
-    partition: int = -1
 
 
 class Task(Protocol):
@@ -58,8 +48,8 @@ class Task(Protocol):
         """Called between batches: read what others publish. Must not block."""
         ...
 
-    def process(self, messages: Sequence[Message], state: State) -> list[Output]:
-        """Steps 2 to 4 for one batch. Deterministic in messages, state and what `refresh` has read."""
+    def process(self, records: Sequence[Record], state: State) -> list[Output]:
+        """Steps 2 to 4 for one batch. Deterministic in records, state and what `refresh` has read."""
         ...
 
     def committed(self) -> None:
@@ -109,44 +99,46 @@ class Worker:
 
     def step(self) -> None:
         """One batch, from poll to merge; nothing if nothing came."""
-        messages = self._poll()
+        records = self._poll()
         self.task.refresh()
-        if not messages:
+        if not records:
             return
         try:
-            outputs = self.task.process(messages, self.state)
-            self._commit(messages, outputs)
+            self._commit(records, self.task.process(records, self.state))
         except KafkaException as exception:
-            self._give_up(exception.args[0], messages)
+            self._give_up(exception.args[0], records)
             return
         self.state.merge()
-        self.processed += len(messages)
-        for message in messages:
-            self._next[message.partition()] = message.offset() + 1
+        self.processed += len(records)
+        self._next.update(_ends(records))
         self.task.committed()
 
-    def _poll(self) -> list[Message]:
+    def _poll(self) -> list[Record]:
         first = self._consumer.poll(IDLE_S)
         if first is None:
             return []
-        polled = [first, *self._consumer.consume(self.task.batch_limit - 1, LINGER_S)]
-        for message in polled:
-            if message.error() is not None:
-                raise Stopped(f"{self.role}: {message.error().str()}; offsets may be older than the topic's retention")
-        # After a rebalance inside poll the client may still hand out records of a partition that has left.
-        return [m for m in polled if m.partition() in self._next and m.offset() >= self._next[m.partition()]]
+        records = []
+        for message in (first, *self._consumer.consume(self.task.batch_limit - 1, LINGER_S)):
+            error = message.error()
+            if error is not None:
+                raise Stopped(f"{self.role}: {error.str()}; offsets may be older than the topic's retention")
+            record = read_record(message)
+            # After a rebalance inside poll the client may still hand out records of a partition that has left.
+            if record.offset >= self._next.get(record.partition, record.offset + 1):
+                records.append(record)
+        return records
 
-    def _commit(self, messages: Sequence[Message], outputs: Sequence[Output]) -> None:
+    def _commit(self, records: Sequence[Record], outputs: Sequence[Output]) -> None:
         self._failed = None
         self._producer.begin_transaction()
         for output in outputs:
             self._produce(output)
         for partition, key, value in self.state.changes():
             self._produce(Output(self.changelog, key.encode(), value, (), partition))
-        ends = {message.partition(): message.offset() + 1 for message in messages}
-        offsets = [TopicPartition(self.input, partition, offset) for partition, offset in ends.items()]
-        self._call(lambda: self._producer.send_offsets_to_transaction(
-            offsets, self._consumer.consumer_group_metadata(), 30))
+        offsets = [TopicPartition(self.input, partition, offset) for partition, offset in _ends(records).items()]
+        self._call(
+            lambda: self._producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), 30)
+        )
         self._call(self._producer.commit_transaction, -1)
         if self._failed is not None:
             raise Stopped(f"{self.role}: a record was not delivered ({self._failed.str()}) though its batch committed")
@@ -155,8 +147,12 @@ class Worker:
         while True:
             try:
                 self._producer.produce(
-                    output.topic, output.value, output.key, output.partition,
-                    on_delivery=self._delivered, headers=list(output.headers),
+                    output.topic,
+                    output.value,
+                    output.key,
+                    output.partition,
+                    on_delivery=self._delivered,
+                    headers=list(output.headers),
                 )
             except BufferError:  # the local queue is full: let it drain
                 self._producer.poll(0.1)
@@ -181,14 +177,14 @@ class Worker:
                 self._deadline_s = float("inf")
                 return
 
-    def _give_up(self, error: KafkaError, messages: Sequence[Message]) -> None:
+    def _give_up(self, error: KafkaError, records: Sequence[Record]) -> None:
         """A failed transaction: abort, forget, and go back to where the batch began; or end the process."""
         if error.fatal() or not error.txn_requires_abort():
             raise Stopped(f"{self.role}: {error.str()}; start it again") from None
-        log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(messages))
+        log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(records))
         self._call(self._producer.abort_transaction, 30)
         self.state.drop()
-        for partition in {message.partition() for message in messages} & self._next.keys():
+        for partition in _ends(records).keys() & self._next.keys():
             self._consumer.seek(TopicPartition(self.input, partition, self._next[partition]))
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -206,8 +202,9 @@ class Worker:
                 tp.offset = consumer.get_watermark_offsets(tp, timeout=30)[0]
             self._next[tp.partition] = tp.offset
         consumer.assign(committed)
-        log.info("%s: partitions %s, %d changelog records in %.2f s", self.role, numbers, count,
-                 time.monotonic() - started_s)
+        log.info(
+            "%s: partitions %s, %d changelog records in %.2f s", self.role, numbers, count, time.monotonic() - started_s
+        )
 
     def _released(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """No batch is open inside poll, so there is nothing to commit or abort: only to forget."""
@@ -219,5 +216,12 @@ class Worker:
         while True:
             time.sleep(1)
             if time.monotonic() > self._deadline_s:
-                log.critical("%s: a broker call has blocked for over %.0f s, ending the process", self.role, CALL_LIMIT_S)
+                log.critical(
+                    "%s: a broker call has blocked for over %.0f s, ending the process", self.role, CALL_LIMIT_S
+                )
                 os._exit(70)
+
+
+def _ends(records: Sequence[Record]) -> dict[int, int]:
+    """Per partition, the offset after the last record. Records of a partition come in order."""
+    return {record.partition: record.offset + 1 for record in records}

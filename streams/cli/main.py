@@ -79,7 +79,10 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
-        click.echo(f"slatecast: {error.strerror}: {error.filename or 'the data folder'}. "
-                   "Make room or point SLATECAST_HOME at another folder.", err=True)
+        click.echo(
+            f"slatecast: {error.strerror}: {error.filename or 'the data folder'}. "
+            "Make room or point SLATECAST_HOME at another folder.",
+            err=True,
+        )
         sys.exit(1)
     sys.exit(0)

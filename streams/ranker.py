@@ -1,0 +1,250 @@
+"""The ranker: behaviour events in, profiles and slates out. A task of the transactional worker.
+
+decode → profile → trigger → (all users of the batch at once) recommend → publish. A user with several events in one
+batch gets one list, caused by the newest of them.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.serving import Models
+from recsys.candidates import default_sources
+from recsys.catalogue import Catalogue, decode_item, item_text, text_hash
+from recsys.context import Request, Shop
+from recsys.errors import BadEvent
+from recsys.events import Event, decode_event, event_hash
+from recsys.pipeline import recommend
+from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
+from recsys.signals import Signal, SignalTable, Tally
+from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, slate_id
+from recsys.triggers import should_recommend
+from streams.records import Output, Record
+from streams.rejects import reject_headers
+from streams.settings import Settings
+from streams.signals import decode_signal, encode_increment
+from streams.state import State
+from streams.tables import TableReader
+
+log = logging.getLogger(__name__)
+
+BACKFILL = ("backfill", b"1")  # header of history being loaded: profiles and signals learn from it, nobody gets a list
+QUERY_S = 1800  # a search speaks for the next half hour
+LIVE_BATCH = 256  # ≈ .3 s of list-making at most: what a burst may add to the latency of its last event
+BULK_BATCH = 2000  # without lists a transaction's 5 ms are best shared by many
+EMBED_PER_REFRESH = 32  # texts, ≈ 80 ms: new items are embedded while serving, but never for long
+
+
+class Shelf:
+    """The catalogue and the signals as this ranker knows them, kept current from their topics."""
+
+    def __init__(self, settings: Settings, models: Models) -> None:
+        self._models = models
+        self.catalogue = Catalogue(dim=models.dim)
+        self.signals = SignalTable(self.catalogue)
+        self._early: dict[str, Signal] = {}  # signals of items that the catalogue does not know yet
+        self._waiting: list[tuple[int, str]] = []  # rows and texts to embed
+        self._items = TableReader(settings, "items", self._take_item)
+        self._signals = TableReader(settings, "signals", self._take_signal)
+        self.bad_items: Counter[str] = Counter()
+
+    def catch_up(self) -> None:
+        """Read both topics to their end, and embed what the release has not seen."""
+        counts = self._items.catch_up(), self._signals.catch_up()
+        if self._waiting:
+            log.info("ranker: embedding %d items that the release does not know", len(self._waiting))
+        while self._waiting:
+            self._embed(512)
+        log.info("ranker: %d items, %d signals read", *counts)
+
+    def follow(self) -> None:
+        """Take what has come, without waiting."""
+        self._items.follow()
+        self._signals.follow()
+        if self._waiting:
+            self._embed(EMBED_PER_REFRESH)
+
+    def _take_item(self, record: Record) -> None:
+        key = (record.key or b"").decode(errors="replace")
+        if record.value is None:
+            self.catalogue.remove(key)
+            return
+        try:
+            item = decode_item(record.value)
+            row = self.catalogue.upsert(item)
+        except BadEvent as error:  # the topic keeps the bytes; the item is missing here, which is said and counted
+            self.bad_items[error.reason_class] += 1
+            log.warning("ranker: item at %s:%d ignored: %s", record.partition, record.offset, error)
+            return
+        self.signals.grow()
+        if item.item in self._early:
+            self.signals.update(row, self._early.pop(item.item))
+        if self._models.dim and not self.catalogue.vectors[row].any():
+            text = item_text(item)
+            known = self._models.vector(text_hash(text))
+            if known is not None:
+                self.catalogue.vectors[row] = known
+            else:
+                self._waiting.append((row, text))
+
+    def _take_signal(self, record: Record) -> None:
+        item, signal = (record.key or b"").decode(), decode_signal(record.value or b"")
+        row = self.catalogue.row(item)
+        if row < 0:
+            self._early[item] = signal
+        else:
+            self.signals.update(row, signal)
+
+    def _embed(self, limit: int) -> None:
+        batch, self._waiting = self._waiting[:limit], self._waiting[limit:]
+        rows = [row for row, _ in batch]
+        self.catalogue.vectors[rows] = self._models.embed([text for _, text in batch])
+
+
+class RankerTask:
+    """Profiles, and a list whenever an event is worth one."""
+
+    topic = "events"
+    changelog = "profiles"
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Models,
+        *,
+        slates: bool = True,
+        pairs: bool = True,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        tick: Callable[[str], None] = lambda stage: None,
+    ) -> None:
+        self.batch_limit = BULK_BATCH
+        self.counts: Counter[str] = Counter()  # of committed batches only
+        self._pending: Counter[str] = Counter()
+        self._models, self._policy, self._clock_ms, self._tick = models, settings.policy, clock_ms, tick
+        self._slates, self._pairs, self._rejects = (settings.prefix + t for t in ("slates", "pairs", "rejects"))
+        self._make_slates, self._make_pairs = slates, pairs
+        self._sources = default_sources(self._policy)
+        self._digest = self._policy.digest()
+        self._query_vectors: dict[str, NDArray[np.float32]] = {}
+        self.shelf = Shelf(settings, models)
+        self._shop = Shop(self.shelf.catalogue, self.shelf.signals)
+
+    def refresh(self) -> None:
+        """Follow the catalogue and the crowd."""
+        if self._make_slates or self._make_pairs:
+            self.shelf.follow()
+
+    def process(self, records: Sequence[Record], state: State) -> list[Output]:
+        """Events to profiles, pairs, slates and rejects."""
+        self._tick("poll")
+        outputs: list[Output] = []
+        profiles: dict[tuple[int, str], Profile] = {}
+        wanted: dict[tuple[int, str], tuple[Event, Record]] = {}
+        tally = Tally()
+        counts: Counter[str] = Counter()
+        for record in records:
+            data = record.value or b""
+            try:
+                event = decode_event(data)
+                if record.key != event.user.encode():
+                    raise BadEvent("schema", "the record's key is not its user; key events by user, in UTF-8")
+            except (BadEvent, UnicodeEncodeError) as error:
+                bad = error if isinstance(error, BadEvent) else BadEvent("decode", "a lone surrogate is not text")
+                outputs.append(Output(self._rejects, record.key, record.value, reject_headers(record, bad, "ranker")))
+                counts["rejected"] += 1
+                continue
+            key = (record.partition, event.user)
+            before = profiles.get(key)
+            if before is None:
+                stored = state.get(*key)
+                before = decode_profile(stored) if stored is not None else EMPTY
+            after = apply(before, event, event_hash(event, data))
+            changed = after is not before
+            counts["events" if changed else "duplicates"] += 1
+            profiles[key] = after
+            if not changed:
+                continue
+            if self._make_pairs:
+                tally.add(event, before)
+            if self._make_slates and should_recommend(
+                event,
+                self._policy,
+                changed=changed,
+                backfill=BACKFILL in record.headers,
+                arrived_ms=record.arrived_ms,
+            ):
+                wanted[key] = (event, record)
+        for key, profile in profiles.items():
+            state.put(*key, encode_profile(profile))
+        self._tick("profiles")
+        outputs += self._pairs_of(tally)
+        self._tick("pairs")
+        if wanted:
+            outputs += self._slates_for(wanted, profiles)
+            counts["slates"] += len(wanted)
+        self.batch_limit = LIVE_BATCH if wanted else BULK_BATCH
+        self._pending = counts
+        return outputs
+
+    def committed(self) -> None:
+        """Count what is durable."""
+        self._tick("commit")
+        self.counts += self._pending
+
+    def _pairs_of(self, tally: Tally) -> list[Output]:
+        outputs = []
+        catalogue = self._shop.catalogue
+        for item, inc in tally.increments():
+            if isinstance(item, int):  # a partner, known by its 48-bit name; out of the catalogue it needs no signal
+                row = catalogue.row_of_ref.get(item, -1)
+                if row < 0:
+                    continue
+                item = catalogue.items[row].item
+            outputs.append(Output(self._pairs, item.encode(), encode_increment(inc)))
+        return outputs
+
+    def _slates_for(
+        self, wanted: dict[tuple[int, str], tuple[Event, Record]], profiles: dict[tuple[int, str], Profile]
+    ) -> list[Output]:
+        requests = [self._request(event, profiles[key]) for key, (event, _) in wanted.items()]
+        drafts = recommend(requests, self._shop, self._sources, self._models.score, self._policy, self._tick)
+        versions = Versions(
+            self._models.release, self._digest, self._shop.catalogue.version, self._shop.signals.version
+        )
+        made_ms = self._clock_ms()
+        outputs = []
+        for (event, record), draft in zip(wanted.values(), drafts, strict=True):
+            cause = Cause(
+                record.topic, record.partition, record.offset, str(type(event).__struct_config__.tag), event.ts_ms
+            )
+            slate = Slate(
+                id=slate_id(event.user, cause),
+                user=event.user,
+                items=draft.items,
+                cause=cause,
+                versions=versions,
+                scorer=draft.scorer,
+                made_ts_ms=made_ms,
+                freshness_ms=max(0, made_ms - record.arrived_ms),  # clocks differ; age is never negative
+                degraded_reason=draft.degraded_reason,
+            )
+            headers = (("schema", SLATE_SCHEMA.encode()), ("idempotency-key", slate.id.encode()))
+            outputs.append(Output(self._slates, event.user.encode(), encode_slate(slate), headers))
+        self._tick("publish")
+        return outputs
+
+    def _request(self, event: Event, profile: Profile) -> Request:
+        now_s = event.ts_ms / 1000
+        query = next((text for ts_s, text in reversed(profile.queries) if 0 <= now_s - ts_s < QUERY_S), "")
+        vector = None
+        if query and self._models.dim:
+            vector = self._query_vectors.get(query)
+            if vector is None:
+                if len(self._query_vectors) >= 10_000:  # 15 MB of vectors; popular queries come again soon enough
+                    self._query_vectors.clear()
+                vector = self._query_vectors[query] = self._models.embed([query])[0]
+        return Request(event.user, profile, now_s, query, vector)

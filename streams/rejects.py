@@ -1,0 +1,111 @@
+"""Records that could not be used: put aside with their bytes, listed, shown, sent again.
+
+A reject is produced in the transaction of the batch that met it, so there is exactly one per source offset. Its
+headers are Kafka Connect's, which dead-letter tools already read, plus `slatecast.error.class`.
+"""
+
+import msgspec
+
+from recsys.errors import BadEvent, Misuse, Unavailable
+from streams import clients
+from streams.records import Headers, Record
+from streams.settings import Settings
+from streams.state import end_offsets, read_to
+
+CONNECT = "__connect.errors."
+MAX_MESSAGE = 1024  # an explanation, not a payload
+
+
+class Reject(msgspec.Struct, frozen=True):
+    """One reject as it lies on the topic."""
+
+    partition: int
+    offset: int
+    ts_ms: int
+    source: str  # topic:partition:offset
+    reason_class: str
+    message: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers  # the original ones
+
+    @property
+    def id(self) -> str:
+        """How the command line names it."""
+        return f"{self.partition}:{self.offset}"
+
+
+def reject_headers(record: Record, error: BadEvent, role: str) -> Headers:
+    """The original headers (forged Connect ones left out) and what went wrong where."""
+    kept = tuple((name, value) for name, value in record.headers if not name.startswith(CONNECT))
+    said = {
+        "topic": record.topic,
+        "partition": str(record.partition),
+        "offset": str(record.offset),
+        "connector.name": f"slatecast.{role}",
+        "task.id": "0",
+        "stage": "VALUE_CONVERTER",
+        "class.name": type(error).__module__,
+        "exception.class.name": type(error).__qualname__,
+        "exception.message": str(error)[:MAX_MESSAGE],
+        "exception.stacktrace": "",  # it could hold the payload: personal data
+    }
+    ours = tuple((CONNECT + name, text.encode()) for name, text in said.items())
+    return (*kept, *ours, ("slatecast.error.class", error.reason_class.encode()))
+
+
+def read_rejects(settings: Settings) -> list[Reject]:
+    """All rejects that are kept, oldest first by partition."""
+    found: list[Reject] = []
+    topic = settings.prefix + "rejects"
+    admin = clients.check_broker(settings)
+    consumer = clients.reader(settings)
+    ends = end_offsets(admin, topic, clients.partitions_of(admin, topic))
+    read_to(consumer, topic, ends, lambda record: found.append(_parse(record)))
+    consumer.close()
+    return sorted(found, key=lambda reject: (reject.partition, reject.offset))
+
+
+def find_reject(settings: Settings, name: str) -> Reject:
+    """One reject by its 'partition:offset'. Raises Misuse."""
+    for reject in read_rejects(settings):
+        if reject.id == name:
+            return reject
+    raise Misuse(f"no reject {name}; `slatecast rejects list` shows those that are kept")
+
+
+def requeue(settings: Settings, rejects: list[Reject]) -> int:
+    """Send the original bytes to their topic again, all or none; how many were sent.
+
+    A reject that is bad still is rejected again; one that had been applied would be dropped as a duplicate.
+    """
+    producer = clients.producer(settings, transactional_id=f"{settings.prefix}requeue")
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for reject in rejects:
+        topic = reject.source.rsplit(":", 2)[0]
+        headers: list[tuple[str, str | bytes | None]] = [
+            *reject.headers,
+            ("requeued-from", f"rejects:{reject.id}".encode()),
+        ]
+        producer.produce(topic, reject.value, reject.key, headers=headers)
+    if producer.flush(30):
+        producer.abort_transaction(30)
+        raise Unavailable("the broker did not take the records in 30 s: nothing was sent again")
+    producer.commit_transaction(-1)
+    return len(rejects)
+
+
+def _parse(record: Record) -> Reject:
+    said = {name.removeprefix(CONNECT): value.decode(errors="replace") for name, value in record.headers}
+    return Reject(
+        record.partition,
+        record.offset,
+        record.arrived_ms,
+        f"{said.get('topic', '?')}:{said.get('partition', '?')}:{said.get('offset', '?')}",
+        said.get("slatecast.error.class", "?"),
+        said.get("exception.message", ""),
+        record.key,
+        record.value,
+        tuple(h for h in record.headers if not h[0].startswith((CONNECT, "slatecast.error."))),
+    )

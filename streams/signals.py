@@ -1,0 +1,56 @@
+"""The signals aggregator: increments of items in, items' states out. A task of the transactional worker.
+
+Its input is `pairs`, repartitioned by item; its changelog is `signals` itself, which every ranker reads whole.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from recsys.errors import BadEvent
+from recsys.signals import Increment, Signal, absorb, merge
+from streams.records import Output, Record
+from streams.rejects import reject_headers
+from streams.settings import Settings
+from streams.state import State
+
+encode_increment = msgspec.msgpack.Encoder().encode
+_decode_increment = msgspec.msgpack.Decoder(Increment).decode
+_encode_signal = msgspec.msgpack.Encoder().encode
+decode_signal = msgspec.msgpack.Decoder(Signal).decode
+
+
+class SignalsTask:
+    """Folds increments into item states."""
+
+    topic = "pairs"
+    changelog = "signals"
+    batch_limit = 2000  # no list waits for it to the millisecond; a large batch merges more increments of one item
+
+    def __init__(self, settings: Settings) -> None:
+        self._rejects = settings.prefix + "rejects"
+
+    def refresh(self) -> None:
+        """Nothing to read."""
+
+    def process(self, records: Sequence[Record], state: State) -> list[Output]:
+        """One state per touched item, whatever the number of its increments in the batch."""
+        outputs: list[Output] = []
+        pending: dict[tuple[int, str], Increment] = {}
+        for record in records:
+            try:
+                key = (record.partition, (record.key or b"").decode())
+                inc = _decode_increment(record.value or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                bad = BadEvent("decode", f"not an increment of an item: {error}; only rankers write this topic")
+                headers = reject_headers(record, bad, "signals")
+                outputs.append(Output(self._rejects, record.key, record.value, headers))
+                continue
+            pending[key] = merge(pending[key], inc) if key in pending else inc
+        for (partition, item), inc in pending.items():
+            known = state.get(partition, item)
+            state.put(partition, item, _encode_signal(absorb(decode_signal(known) if known else Signal(), inc)))
+        return outputs
+
+    def committed(self) -> None:
+        """Nothing to count."""
