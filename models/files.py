@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from models.formats import Source, open_source
-from models.presets import OWN_FIELDS, SLATECAST, TIME_FIELDS, Fields, Kind, Preset, to_ms
+from models.presets import OWN_FIELDS, PRESETS, SLATECAST, TIME_FIELDS, Fields, Kind, Preset, to_ms
 from recsys.catalogue import Item, decode_item
 from recsys.errors import BadEvent, Misuse
 from recsys.events import Event, OnItem, Purchase, Search, decode_event, decode_with
@@ -27,7 +27,7 @@ _TEXTS: dict[Kind, tuple[str, ...]] = {
     "items": ("item", "title", "category", "brand", "description"),
 }
 _REQUIRED: dict[Kind, tuple[str, ...]] = {"events": ("type", "user"), "items": ("item", "title")}
-_CLOSE = 0.6  # difflib's own bar for "did you mean"
+_CLOSE = 0.7  # for "did you mean": InvoiceDat and InvoiceDate are, title and item (.67) are not
 
 _loose_event: "msgspec.json.Decoder[Event]" = msgspec.json.Decoder(Event, strict=False)
 _loose_item = msgspec.json.Decoder(Item, strict=False)
@@ -68,6 +68,11 @@ def read_rows(
     if preset.invoice_lines:
         rows = _merge_lines(rows) if kind == "events" else _first_of_each(rows)
     return _not_empty(path, rows)
+
+
+def header_of(path: Path) -> bytes:
+    """The header line of a CSV file, which its rejected rows need to be loadable; empty for other formats."""
+    return open_source(path).header
 
 
 def parse_map(texts: Iterable[str]) -> dict[str, str]:
@@ -123,7 +128,10 @@ def _match(
     for fields in [*needed, *([tuple(TIME_FIELDS[kind])] if kind == "events" else [])]:
         if source.columns and not any(column in source.columns for field, column in pairs if field in fields):
             field = fields[0]
-            hint = "; or give --type" if field == "type" else ""
+            hint = ", or give --type" if field == "type" else ""
+            for other in PRESETS.values():
+                if other.events and set(other.events.values()) <= set(source.columns):
+                    hint += f", or give --preset {other.name}: these look like its columns"
             raise Misuse(
                 f"{path.name} has no column {field!r}{_nearest(field, source.columns)}; {_has(source)}. "
                 f"Name it: --map {field}=COLUMN{hint}"
@@ -179,7 +187,7 @@ def _read_time(fields: Fields, times: list[tuple[str, str, str]], kind: Kind, ex
         if (value := fields.get(field)) is None:
             continue
         target = "ts_ms" if kind == "events" else "first_ts_ms"
-        iso = isinstance(value, str) and not value.strip("-.").isdigit()
+        iso = isinstance(value, str) and not value.lstrip("-").replace(".", "", 1).isdigit()
         if exact and field == target and not iso:
             return ""  # for the decoder to judge, as on Kafka
         fields[target] = to_ms(value, unit)
@@ -194,7 +202,7 @@ def _make(fields: Fields, kind: Kind, exact: bool) -> Event | Item:
             value = fields.get(field)
             if isinstance(value, float) and value.is_integer():  # an id that went through pandas with gaps
                 fields[field] = str(int(value))
-            elif isinstance(value, (int, float)):  # noqa: UP038
+            elif isinstance(value, (int, float)):
                 fields[field] = str(value)
         if isinstance(value := fields.get(_LISTS[kind]), str):
             fields[_LISTS[kind]] = value.split("|")

@@ -194,6 +194,8 @@ def _parquet(path: Path) -> Source:
     except (pa.ArrowException, OSError) as error:
         raise Misuse(f"{path} is no parquet file that can be read: {str(error).splitlines()[0]}") from None
     times = {f.name for f in file.schema_arrow if pa.types.is_timestamp(f.type) or pa.types.is_date(f.type)}
+    # some writers do not mark a column of text as such
+    texts = {f.name for f in file.schema_arrow if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)}
 
     def read(wanted: Sequence[str]) -> Iterator[Record]:
         row = 0
@@ -202,6 +204,8 @@ def _parquet(path: Path) -> Source:
                 columns = {name: batch.column(name) for name in wanted}
                 for name in times & columns.keys():
                     columns[name] = columns[name].cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
+                for name in texts & columns.keys():
+                    columns[name] = columns[name].cast(pa.string())
                 values = [column.to_pylist() for column in columns.values()]
                 for at, cells in enumerate(zip(*values, strict=True)):
                     row += 1

@@ -80,7 +80,7 @@ def to_ms(value: Any, unit: str) -> int:
             value = float(value) if "." in value else int(value)
         except ValueError:
             return _iso_ms(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if type(value) is not int and not (isinstance(value, float) and math.isfinite(value)):
         raise BadEvent("schema", f"time: {value!r} is neither a number nor an ISO 8601 time")
     ms = _scale(value, unit)
     if TS_MIN_MS <= ms <= TS_MAX_MS:

@@ -4,6 +4,7 @@ Imports neither torch nor transformers. Called by the ranker and by `slatecast e
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -48,3 +49,8 @@ class NoModels:
     def vector(self, text_hash: str) -> NDArray[np.float32] | None:
         """No cache."""
         return None
+
+
+def open_models(folder: "Path") -> Models:
+    """The models of a release folder."""
+    raise NotImplementedError

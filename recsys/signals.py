@@ -101,7 +101,7 @@ class Tally:
 
     def increments(self) -> Iterator[tuple[str | int, Increment]]:
         """(key, increment) of every item touched."""
-        for key in self._counts.keys() | self._pairs.keys():
+        for key in dict.fromkeys([*self._counts, *self._pairs]):
             partners = tuple(self._pairs.get(key, {}).items())
             if isinstance(key, str):
                 ts_s, interest, buyers, repeats, shown = self._counts[key]

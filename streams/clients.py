@@ -148,3 +148,8 @@ def _options(settings: Settings, defaults: dict[str, Value], extra: dict[str, Va
 def broken(error: KafkaError) -> Unavailable:
     """An error that a consumer reports in place of a record."""
     return Unavailable(f"Kafka: {error.str()}")
+
+
+def hide_secrets(url: str) -> str:
+    """A URL fit for a terminal or a log: without user and password."""
+    return re.sub(r"//[^@/]*@", "//…@", url)

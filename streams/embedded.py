@@ -135,7 +135,9 @@ class Embedded:
         self.bootstrap = self.redis_url = ""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock_folder()
-        self._guardian = subprocess.Popen(["sh", "-c", GUARDIAN], stdin=subprocess.PIPE, start_new_session=True)
+        self._guardian = subprocess.Popen(
+            ["sh", "-c", GUARDIAN], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         if not self._keep:
             self._guard(f"dir {self.folder}")
         try:

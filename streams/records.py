@@ -40,7 +40,7 @@ def read_record(message: Message) -> Record:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        tuple([(str(name), _bytes(value)) for name, value in headers]) if headers else (),
+        tuple([(str(header[0]), _bytes(header[1])) for header in headers]) if headers else (),
     )
 
 

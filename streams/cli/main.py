@@ -86,3 +86,7 @@ def main() -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Options that several commands share, and how long work is shown on the terminal."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from streams.settings import load_settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+stderr = Console(stderr=True)
+
+
+def connection_options(command: F) -> F:
+    """Give a command `--bootstrap --redis --prefix --home --config` as one argument `settings`."""
+
+    @click.option("--bootstrap", help="Kafka, host:port[,…]  [SLATECAST_BOOTSTRAP; default: what `slatecast up` runs]")
+    @click.option("--redis", help="Redis, redis://host:port/0  [SLATECAST_REDIS]")
+    @click.option("--prefix", help="Prefix of topics and keys, one per tenant  [SLATECAST_PREFIX; slatecast.]")
+    @click.option("--home", help="Folder of models, jars and embedded data  [SLATECAST_HOME; var]")
+    @click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML); options win over it")
+    @wraps(command)
+    def with_settings(
+        bootstrap: str | None, redis: str | None, prefix: str | None, home: str | None, config: Path | None, **rest: Any
+    ) -> Any:
+        chosen = {"bootstrap": bootstrap, "redis": redis, "prefix": prefix, "home": home}
+        return command(settings=load_settings(config, chosen, os.environ), **rest)
+
+    return with_settings  # type: ignore[return-value]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")
+
+
+def print_json(value: object) -> None:
+    """One JSON object on stdout."""
+    click.echo(msgspec.json.encode(value))
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Plain lines for operators; no payloads, no user names."""
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+
+
+@contextmanager
+def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr: call it with (done, of); of = 0 while the total is unknown."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr, disable=quiet, transient=not sys.stderr.isatty()) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, of: bars.update(task, completed=done, total=of or None)

@@ -1,0 +1,71 @@
+"""`slatecast rejects`: look at what could not be used, and send it again."""
+
+import click
+from rich.table import Table
+
+from recsys.errors import Misuse
+from streams import rejects as topic
+from streams.cli.options import connection_options, json_option, print_json, stderr
+from streams.settings import Settings
+
+
+@click.group()
+def rejects() -> None:
+    """Records that were put aside: list, show, send again."""
+
+
+@rejects.command(name="list")
+@connection_options
+@click.option("--class", "reason_class", help="Only one class: decode, schema, range, oversize")
+@json_option
+def list_rejects(settings: Settings, reason_class: str | None, as_json: bool) -> None:
+    """List rejects, a line each.
+
+    \b
+    Example:  slatecast rejects list --class range
+    """
+    found = [r for r in topic.read_rejects(settings) if reason_class in (None, r.reason_class)]
+    if as_json:
+        print_json([{"id": r.id, "source": r.source, "class": r.reason_class, "message": r.message} for r in found])
+        return
+    table = Table("id", "from", "class", "why", box=None)
+    for reject in found:
+        table.add_row(reject.id, reject.source, reject.reason_class, reject.message)
+    stderr.print(table if found else "No rejects.")
+
+
+@rejects.command()
+@connection_options
+@click.argument("name")
+def show(settings: Settings, name: str) -> None:
+    """Print one reject: what was wrong on stderr, its original bytes on stdout.
+
+    \b
+    Example:  slatecast rejects show 0:17 > bad.json
+    """
+    reject = topic.find_reject(settings, name)
+    stderr.print(
+        f"{reject.source}  {reject.reason_class}: {reject.message}\nkey {reject.key!r}, headers {reject.headers}"
+    )
+    click.echo(reject.value or b"", nl=False)
+
+
+@rejects.command()
+@connection_options
+@click.argument("names", nargs=-1)
+@click.option("--class", "reason_class", help="All of one class instead of names")
+def requeue(settings: Settings, names: tuple[str, ...], reason_class: str | None) -> None:
+    """Send rejects to their topic again, after the cause was mended.
+
+    \b
+    Example:  slatecast rejects requeue 0:17 0:18
+              slatecast rejects requeue --class schema
+    """
+    if bool(names) == (reason_class is not None):
+        raise Misuse("name rejects (see `slatecast rejects list`), or a --class, not both")
+    found = topic.read_rejects(settings)
+    chosen = [r for r in found if r.id in names or r.reason_class == reason_class]
+    missing = set(names) - {r.id for r in chosen}
+    if missing:
+        raise Misuse(f"no reject {', '.join(sorted(missing))}; `slatecast rejects list` shows those that are kept")
+    stderr.print(f"{topic.requeue(settings, chosen)} records sent again.")

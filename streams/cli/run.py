@@ -1,0 +1,75 @@
+"""`run` starts the roles; `watch` follows the lists they publish."""
+
+import signal
+import threading
+
+import click
+from rich.console import Console
+
+from streams import clients
+from streams.cli.options import connection_options, json_option, log_to_stderr
+from streams.roles import ROLES, Supervisor, run_role
+from streams.settings import Settings
+from streams.watching import follow_slates
+
+
+@click.command()
+@click.argument("roles", nargs=-1)
+@click.option(
+    "--instance",
+    default="0",
+    envvar="SLATECAST_INSTANCE",
+    help="Name of this instance: a second ranker on the same topics needs another.",
+)
+@click.option("--child", is_flag=True, hidden=True)
+@connection_options
+def run(settings: Settings, roles: tuple[str, ...], instance: str, child: bool) -> None:
+    """Run the roles: signals, ranker, materialiser; all, or those named. Ctrl-C ends.
+
+    Each is a process of its own, started again if it fails.
+
+    \b
+    Example:  slatecast run
+              slatecast run ranker --instance b --bootstrap kafka:9092 --redis redis://cache:6379/0
+    """
+    log_to_stderr()
+    unknown = set(roles) - set(ROLES)
+    if unknown:
+        raise click.BadParameter(f"no role {', '.join(sorted(unknown))}; there are {', '.join(ROLES)}")
+    clients.check_broker(settings)
+    if child:
+        run_role(settings, roles[0], instance)
+        return
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    supervisor = Supervisor(settings, roles or ROLES, {"SLATECAST_INSTANCE": instance}, None)
+    try:
+        while not stop.wait(0.2):
+            supervisor.tend()
+    finally:
+        supervisor.stop()
+
+
+@click.command()
+@click.argument("user", required=False)
+@connection_options
+@json_option
+def watch(settings: Settings, user: str | None, as_json: bool) -> None:
+    """Follow published lists, of one user or of all. Ctrl-C ends.
+
+    \b
+    Example:  slatecast watch u1
+              slatecast watch --json | jq .items[0]
+    """
+    console = Console()
+    for slate, data in follow_slates(settings):
+        if user is not None and slate.user != user:
+            continue
+        if as_json:
+            click.echo(data)
+            continue
+        cause, made = slate.cause, f"{slate.scorer}, {slate.freshness_ms} ms after the event"
+        console.print(f"[bold]{slate.user}[/] after a {cause.type} ({made})")
+        for place, item in enumerate(slate.items, 1):
+            console.print(f"  {place:2} {item.title[:48]:48} {item.score:7.2f}  [dim]{item.reason}[/]")

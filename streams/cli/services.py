@@ -1,0 +1,119 @@
+"""`up`, `kafka`, `topics`, `doctor`: what has to run before anything else does."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import click
+import msgspec
+from rich.table import Table
+
+from streams import clients, embedded
+from streams import topics as topic_plans
+from streams.cli.options import connection_options, json_option, print_json, progress, stderr
+from streams.doctor import examine
+from streams.settings import Running, Settings, running_file
+
+
+@click.command()
+@connection_options
+def up(settings: Settings) -> None:
+    """Run Kafka and Valkey for development until Ctrl-C.
+
+    Real Apache Kafka (one node) and Valkey on free loopback ports, data kept in HOME/up. Other commands find them by
+    themselves.
+
+    \b
+    Example:  slatecast up
+    """
+    home = Path(settings.home)
+    fetch_jars(home)
+    with stderr.status("starting Kafka and Valkey"):
+        services = embedded.Embedded(home, home / "up")
+    with services:
+        local = msgspec.structs.replace(settings, bootstrap=services.bootstrap, redis=services.redis_url)
+        topic_plans.apply(clients.check_broker(local), local)
+        running = running_file(settings.home)
+        running.write_bytes(msgspec.json.encode(Running(os.getpid(), services.bootstrap, services.redis_url)))
+        click.echo(f"Kafka {embedded.kafka_version()}  {services.bootstrap}\nValkey        {services.redis_url}")
+        click.echo("Topics are ready. In another terminal: slatecast load, run, watch. Ctrl-C ends.")
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
+        running.unlink(missing_ok=True)
+
+
+@click.group()
+def kafka() -> None:
+    """Kafka's own program files."""
+
+
+@kafka.command()
+@click.option("--home", default=lambda: os.environ.get("SLATECAST_HOME", "var"), help="Where they go  [SLATECAST_HOME]")
+def fetch(home: str) -> None:
+    """Fetch Kafka's jars once and check them against deploy/kafka/jars.lock.
+
+    \b
+    Example:  slatecast kafka fetch
+    """
+    fetch_jars(Path(home))
+
+
+def fetch_jars(home: Path) -> None:
+    """With a progress bar, if there is anything to fetch."""
+    if embedded.verify_jars(home):
+        with progress(f"Apache Kafka {embedded.kafka_version()}, 44 MB") as bar:
+            embedded.fetch_kafka(home, lambda done, of, name: bar(done, of))
+
+
+@click.group()
+def topics() -> None:
+    """Create and describe the Kafka topics."""
+
+
+@topics.command()
+@connection_options
+@click.option("--execute", is_flag=True, help="Do it. Without this, only say what would be done.")
+@json_option
+def apply(settings: Settings, execute: bool, as_json: bool) -> None:
+    """Create the topics, or bring their settings in line. Never deletes, never re-partitions.
+
+    \b
+    Example:  slatecast topics apply --bootstrap kafka:9092            (says what it would do)
+              slatecast topics apply --bootstrap kafka:9092 --execute
+    """
+    admin = clients.check_broker(settings)
+    changes = topic_plans.apply(admin, settings) if execute else topic_plans.diff(admin, topic_plans.plan(settings))
+    if as_json:
+        print_json(changes)
+        return
+    table = Table("topic", "what", "detail", box=None)
+    for change in changes:
+        table.add_row(change.topic, change.action, change.detail)
+    stderr.print(table if changes else "The topics are as planned.")
+    if changes and not execute:
+        stderr.print("Nothing was changed; --execute does it.")
+
+
+@click.command()
+@connection_options
+@json_option
+def doctor(settings: Settings, as_json: bool) -> None:
+    """Say what would stop Slatecast from running, and the remedy.
+
+    \b
+    Example:  slatecast doctor
+    """
+    findings = examine(settings)
+    if as_json:
+        print_json(findings)
+    else:
+        table = Table("", "what", "found", "remedy", box=None)
+        for finding in findings:
+            mark = {"ok": "[green]ok", "warn": "[yellow]!", "stop": "[red]x"}[finding.verdict]
+            table.add_row(mark, finding.what, finding.found, finding.remedy)
+        stderr.print(table)
+    if any(finding.verdict == "stop" for finding in findings):
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,76 @@
+"""Real services for the whole suite: Apache Kafka and Valkey, started once, or those of the environment.
+
+SLATECAST_TEST_BOOTSTRAP and SLATECAST_TEST_REDIS point the suite at a cluster of one's own.
+"""
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from streams import clients, embedded, topics
+from streams.settings import Settings
+
+HOME = Path(os.environ.get("SLATECAST_HOME", Path(__file__).parents[1] / "var"))
+_numbers = itertools.count()
+_run = uuid.uuid4().hex[:6]
+_broker: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """Where the jars are."""
+    return HOME
+
+
+@pytest.fixture(scope="session")
+def services(home: Path) -> Iterator[Settings]:
+    """Settings of the running services."""
+    bootstrap, redis = os.environ.get("SLATECAST_TEST_BOOTSTRAP"), os.environ.get("SLATECAST_TEST_REDIS")
+    if bootstrap and redis:
+        _broker.append(f"the cluster at {bootstrap}")
+        yield Settings(bootstrap=bootstrap, redis=redis)
+        return
+    embedded.fetch_kafka(home)
+    with embedded.Embedded(home) as running:
+        _broker.append(f"Apache Kafka {embedded.kafka_version()} (embedded) and {_valkey_version(running)}")
+        yield Settings(bootstrap=running.bootstrap, redis=running.redis_url)
+
+
+@pytest.fixture
+def settings(services: Settings, tmp_path: Path) -> Settings:
+    """Topics and keys of this test alone, empty."""
+    own = msgspec.structs.replace(services, prefix=f"t{_run}-{next(_numbers)}.", home=str(tmp_path))
+    topics.apply(clients.check_broker(own), own)
+    return own
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[Callable[[], bool], float], None]:
+    """Wait for a condition, not for a time."""
+
+    def wait(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+        deadline_s = time.monotonic() + limit_s
+        while not condition():
+            assert time.monotonic() < deadline_s, f"not within {limit_s} s"
+            time.sleep(0.02)
+
+    return wait
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which broker ran."""
+    for line in _broker:
+        terminalreporter.write_line(f"broker: {line}")
+
+
+def _valkey_version(running: embedded.Embedded) -> str:
+    client = clients.redis_client(Settings(redis=running.redis_url))
+    version = client.info("server").get("valkey_version", "?")
+    client.close()
+    return f"Valkey {version}"
