@@ -92,7 +92,7 @@ def event_id(event: Event) -> str:
     """The id of an event whose shop gave none: of what happened, to whom, when and in which session.
 
     >>> event_id(Purchase(user="u", item="i", ts_ms=1_700_000_000_000))
-    '7d6bbd55dc41ceb5'
+    'f7fbdc5b7f9ed333'
     """
     what = (
         event.item

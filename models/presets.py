@@ -5,7 +5,6 @@ row with a reason. It does not open the row's file. Called by `models/files.py` 
 """
 
 import importlib.util
-import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ Fields = dict[str, Any]
 Convert = Callable[[Fields], Fields]
 
 _UNITS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_HUGE = 1e30  # beyond any time in any unit; also what NaN and infinity are not below
 # The name of the field says the unit, so a mapping cannot be silent about it. `ts` alone is seconds.
 _TIME_UNITS = {"ts_ms": "ms", "ts": "s", "ts_s": "s", "ts_us": "us"}
 TIME_FIELDS: dict[Kind, dict[str, str]] = {
@@ -80,7 +80,7 @@ def to_ms(value: Any, unit: str) -> int:
             value = float(value) if "." in value else int(value)
         except ValueError:
             return _iso_ms(value)
-    if type(value) is not int and not (isinstance(value, float) and math.isfinite(value)):
+    if type(value) is not int and not (isinstance(value, float) and abs(value) < _HUGE):
         raise BadEvent("schema", f"time: {value!r} is neither a number nor an ISO 8601 time")
     ms = _scale(value, unit)
     if TS_MIN_MS <= ms <= TS_MAX_MS:
@@ -101,7 +101,9 @@ def _iso_ms(text: str) -> int:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise BadEvent("schema", f"time: {text[:40]!r} is neither a number nor an ISO 8601 time") from None
-    return _datetime_ms(when)
+    if not TS_MIN_MS <= (ms := _datetime_ms(when)) <= TS_MAX_MS:
+        raise BadEvent("range", f"time: {text} is not within 2000..2100")
+    return ms
 
 
 def _datetime_ms(when: datetime) -> int:

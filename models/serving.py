@@ -3,14 +3,23 @@
 Imports neither torch nor transformers. Called by the ranker and by `slatecast evaluate`.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
+from models.registry import Release, open_release
+from models.scorer import OnnxScorer, feature_width
+from models.text_tower import TextTower
+from models.whitening import Whitening
+from recsys.features import NAMES
 from recsys.pipeline import Scored
+
+log = logging.getLogger(__name__)
 
 
 class Models(Protocol):
@@ -51,6 +60,46 @@ class NoModels:
         return None
 
 
-def open_models(folder: "Path") -> Models:
-    """The models of a release folder."""
-    raise NotImplementedError
+class ReleaseModels:
+    """A release at work. A scorer that fails answers None with the reason: the list is then made by rank fusion."""
+
+    def __init__(self, release: Release) -> None:
+        folder = release.folder
+        self.release = release.id
+        self._scorer = OnnxScorer(folder / "scorer.onnx", feature_width(release.manifest.features, NAMES))
+        self._tower = TextTower(folder / "text")
+        cached = load_file(folder / "vectors.safetensors")
+        self._vectors = cached["vectors"]
+        self._row = {bytes(row).hex(): at for at, row in enumerate(cached["text_hashes"])}
+        whitening = load_file(folder / "whitening.safetensors")
+        self._whitening = Whitening(whitening["mean"], whitening["matrix"])
+        self.dim = self._whitening.matrix.shape[1]
+        self.provider = self._scorer.provider
+        self._said: set[str] = set()
+
+    def score(self, features: NDArray[np.float32]) -> Scored:
+        """Logits, or the reason why there are none."""
+        try:
+            return Scored(self._scorer.score(features), "linear_onnx")
+        except (
+            Exception
+        ) as error:  # ONNX Runtime's errors have no common type; the slate names it, the log says it once
+            reason = f"{type(error).__name__}: {str(error)[:120]}"
+            if reason not in self._said:
+                self._said.add(reason)
+                log.error("the scorer failed, lists are made by rank fusion: %s", reason)
+            return Scored(None, "rank_fusion", reason)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The release's tower, then its whitening."""
+        return self._whitening.apply(self._tower.encode(texts))
+
+    def vector(self, text_hash: str) -> NDArray[np.float32] | None:
+        """From the release's cache."""
+        at = self._row.get(text_hash)
+        return None if at is None else self._vectors[at]
+
+
+def open_models(folder: Path) -> Models:
+    """The models of a release folder, verified file by file. Raises ModelRejected."""
+    return ReleaseModels(open_release(folder))

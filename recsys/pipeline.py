@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.candidates import ABSENT, Candidates, Source, gather
+from recsys.candidates import Source, gather
 from recsys.context import Request, Shop, see
 from recsys.diversify import diversify
 from recsys.explain import explain
 from recsys.features import compute_features
 from recsys.filters import filter_candidates
-from recsys.fusion import reciprocal_rank, shortlist
+from recsys.fusion import cut, reciprocal_rank, shortlist
 from recsys.policy import Policy
 from recsys.slates import SlateItem
 
@@ -55,24 +55,26 @@ def recommend(
     gathered = [gather(context, sources, policy.per_source) for context in contexts]
     tick("gather")
     kept = [filter_candidates(context, found, policy) for context, found in zip(contexts, gathered, strict=True)]
-    cut = [_cut(k.candidates, policy) for k in kept]
+    few = [cut(k.candidates, policy) for k in kept]
     tick("filter")
-    features = [compute_features(context, found) for context, found in zip(contexts, cut, strict=True)]
+    features = [compute_features(context, found) for context, found in zip(contexts, few, strict=True)]
     tick("features")
     scored = score(np.concatenate(features))
     tick("score")
     ends = np.cumsum([len(f) for f in features])
     column = 1 if policy.repeats == "new" else 0
     drafts = []
-    for context, found, k, end in zip(contexts, cut, kept, ends, strict=True):
+    for context, found, k, end in zip(contexts, few, kept, ends, strict=True):
         if scored.logits is None:
             relevance = 100.0 * reciprocal_rank(found.ranks)  # to the scale of logits, for the penalty's sake
         else:
             relevance = scored.logits[end - len(found.rows) : end, column].astype(np.float64)
         relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
-        few = shortlist(relevance, found.ranks, policy.shortlist, policy.voices, ABSENT)
-        vectors = shop.catalogue.vectors[found.rows[few]]
-        chosen = few[diversify(policy.diversity, relevance[few], vectors, policy.slate_size, policy.strength).positions]
+        short = shortlist(relevance, found.ranks, policy.shortlist, policy.voices)
+        vectors = shop.catalogue.vectors[found.rows[short]]
+        chosen = short[
+            diversify(policy.diversity, relevance[short], vectors, policy.slate_size, policy.strength).positions
+        ]
         items = []
         for at in chosen.tolist():
             item = shop.catalogue.items[found.rows[at]]
@@ -81,13 +83,3 @@ def recommend(
         drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped))
     tick("diversify")
     return drafts
-
-
-def _cut(candidates: Candidates, policy: Policy) -> Candidates:
-    """At most `policy.candidates`, by rank fusion, every source's best among them."""
-    if len(candidates.rows) <= policy.candidates:
-        return candidates
-    mask = np.zeros(len(candidates.rows), np.bool_)
-    fused = reciprocal_rank(candidates.ranks)
-    mask[shortlist(fused, candidates.ranks, policy.candidates, policy.voices, ABSENT)] = True
-    return candidates.keep(mask)

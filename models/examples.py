@@ -1,0 +1,105 @@
+"""Training lists from history: what a list could have offered at a past moment, and what the user then bought.
+
+At weekly cuts, for users who come again: candidates and features by the very code that serves (`gather`,
+`filter_candidates`, `compute_features`), labels from the next session. A label at or after the end of the data that
+may be used is dropped: it lies in the future that is judged. All candidates are kept, so no correction for sampled
+negatives is needed (forgetting it costs half of the accuracy on new items: docs/decisions.md).
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.history import History
+from models.world import World
+from recsys.candidates import Candidates, Source, gather
+from recsys.context import see
+from recsys.features import NAMES, compute_features
+from recsys.filters import filter_candidates
+from recsys.fusion import cut
+from recsys.policy import Policy
+from recsys.profiles import PURCHASE
+from recsys.signals import DAY_S
+
+WEEK_S = 7 * DAY_S
+LABEL_WINDOW_S = 28 * DAY_S  # a user who stays away longer says nothing about this moment
+# What is trained on is not what policy forbids to show: everything the sources find.
+OPEN = Policy(cooldown_h=0, fatigue_shown=0)
+
+
+class Lists(msgspec.Struct, frozen=True):
+    """Training lists, stacked. features: (N, F) float32; bought: (N,) bool; seen: (N,) bool, bought before the cut;
+    ends: (L,) int64, where each list ends.
+    """
+
+    features: NDArray[np.float32]
+    bought: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+
+
+def next_sessions(history: History, at_s: int, until_s: int) -> dict[int, NDArray[np.int64]]:
+    """Per user, the distinct items of the first session that begins at or after `at_s` within the label window."""
+    begin, end = np.searchsorted(history.ts_s, [at_s, min(until_s, at_s + LABEL_WINDOW_S)])
+    rows = np.flatnonzero(history.action[begin:end] == PURCHASE) + begin
+    found: dict[int, NDArray[np.int64]] = {}
+    users, sessions, items = history.user[rows], history.session[rows], history.item[rows]
+    first, where = np.unique(users, return_index=True)
+    session_of = dict(zip(first.tolist(), sessions[where].tolist(), strict=True))
+    same = sessions == np.array([session_of[u] for u in users.tolist()], sessions.dtype)
+    order = np.argsort(users[same], kind="stable")
+    grouped, starts = np.unique(users[same][order], return_index=True)
+    for user, chunk in zip(grouped.tolist(), np.split(items[same][order], starts[1:]), strict=True):
+        found[user] = np.unique(chunk).astype(np.int64)
+    return found
+
+
+def candidates_of(
+    world: World, user: int, sources: Sequence[Source], policy: Policy
+) -> tuple[Candidates, NDArray[np.float32]]:
+    """One user's candidates and their features at this moment."""
+    context = see(world.request(user), world.shop)
+    found = cut(filter_candidates(context, gather(context, sources, policy.per_source), OPEN).candidates, policy)
+    return found, compute_features(context, found)
+
+
+def make_lists(
+    world: World,
+    cuts_s: Sequence[int],
+    until_s: int,
+    sources: Sequence[Source],
+    policy: Policy,
+    per_cut: int,
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Lists:
+    """Lists at each cut, in time order; the world is advanced to each cut and is at the last one afterwards.
+
+    At most `per_cut` users a cut, drawn by rng. About 1 ms a list.
+    """
+    features, bought, seen, lengths = [], [], [], []
+    for number, cut_s in enumerate(cuts_s):
+        world.advance(cut_s)
+        labels = next_sessions(world.history, cut_s, until_s)
+        users = np.array(sorted(user for user in labels if user in world.profiles), np.int64)
+        for user in rng.permutation(users)[:per_cut].tolist():
+            found, rows = candidates_of(world, user, sources, policy)
+            hit = np.isin(found.rows, labels[user])
+            if hit.any():  # a list without a purchase says nothing about their order
+                features.append(rows)
+                bought.append(hit)
+                seen.append(rows[:, OWN_SEEN] > 0)
+                lengths.append(len(hit))
+        progress(number + 1, len(cuts_s))
+    empty = np.empty((0, len(NAMES)), np.float32)
+    return Lists(
+        np.concatenate([empty, *features]),
+        np.concatenate([np.empty(0, np.bool_), *bought]),
+        np.concatenate([np.empty(0, np.bool_), *seen]),
+        np.cumsum(np.array(lengths, np.int64)),
+    )
+
+
+OWN_SEEN = NAMES.index("own_seen")
