@@ -158,13 +158,12 @@ class Catalogue:
 
     def _allocate(self, size: int, dim: int) -> None:
         """Arrays for `size` rows, keeping what there is."""
-        n = len(self.items)
         old = self.__dict__
 
         def grown(name: str, shape: tuple[int, ...], dtype: type[Any], fill: float) -> NDArray[Any]:
             fresh: NDArray[Any] = np.full(shape, fill, dtype)
             if name in old:
-                fresh[:n] = old[name][:n]
+                fresh[: len(old[name])] = old[name]
             return fresh
 
         self.category = grown("category", (size, 3), np.int32, -1)

@@ -51,7 +51,7 @@ def load_events(
 
     backfill: history, of which profiles and signals learn, but nobody gets a list. on_reject: gets each bad row; what
     it raises stops the loading, and what was sent before is still delivered. progress: rows done, now and then.
-    Raises Unavailable: no broker, no topic, or records not delivered. About 5 µs a row and what reading takes.
+    Raises Unavailable: no broker, no topic, or records not delivered. About 10 µs a row and what reading takes.
     """
     headers: Headers = (("schema", EVENT_SCHEMA.encode()), *((BACKFILL,) if backfill else ()))
     return _load(settings, "events", headers, rows, _event_record, on_reject, progress)

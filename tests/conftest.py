@@ -3,8 +3,11 @@
 SLATECAST_TEST_BOOTSTRAP and SLATECAST_TEST_REDIS point the suite at a cluster of one's own.
 """
 
-import itertools
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does, before numpy is imported
+
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator
