@@ -102,4 +102,15 @@ def make_lists(
     )
 
 
+def join(one: Lists, two: Lists) -> Lists:
+    """Both, one after the other."""
+    last = one.ends[-1] if len(one.ends) else 0
+    return Lists(
+        np.concatenate([one.features, two.features]),
+        np.concatenate([one.bought, two.bought]),
+        np.concatenate([one.seen, two.seen]),
+        np.concatenate([one.ends, two.ends + last]),
+    )
+
+
 OWN_SEEN = NAMES.index("own_seen")

@@ -181,3 +181,19 @@ def _visits(user: NDArray[np.int64], ts_s: NDArray[np.int64]) -> NDArray[np.int6
     visits = np.empty(len(user), np.int64)
     visits[by_user] = np.cumsum(new) - 1
     return visits
+
+
+def sold_items(history: History, min_buyers: int) -> NDArray[np.bool_]:
+    """Which items at least `min_buyers` distinct users bought: (items,) bool."""
+    bought = history.purchases()
+    pairs = np.unique(np.stack([bought.item, bought.user]), axis=1)
+    enough: NDArray[np.bool_] = np.bincount(pairs[0], minlength=len(history.items)) >= min_buyers
+    return enough
+
+
+def only_items(history: History, keep: NDArray[np.bool_]) -> History:
+    """The events on some of the items, which get new numbers."""
+    number = np.cumsum(keep).astype(np.int32) - 1
+    rest = history.take(keep[history.item])
+    items = [item for item, kept in zip(history.items, keep.tolist(), strict=True) if kept]
+    return msgspec.structs.replace(rest, item=number[rest.item], items=items)

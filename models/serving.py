@@ -26,6 +26,7 @@ class Models(Protocol):
     """The models of one release."""
 
     release: str
+    provider: str  # of ONNX Runtime, as the session really has it
     dim: int  # of text vectors; 0: there is no text tower
 
     def score(self, features: NDArray[np.float32]) -> Scored:
@@ -45,6 +46,7 @@ class NoModels:
     """A shop that has not trained yet: lists by rank fusion of the sources, each saying so."""
 
     release = "none"
+    provider = "none"
     dim = 0
 
     def score(self, features: NDArray[np.float32]) -> Scored:

@@ -3,7 +3,7 @@
     texts → vectors → whitening      the text side, no labels
     world → lists at weekly cuts     the behaviour side, by the code that serves
     lists → linear scorer            list-wise softmax, two heads
-    newest week held out             what it is worth, on a time it has not seen
+    newest cut held out              what it is worth, on a time it has not seen
 
 Called by the command line and by evaluation (which judges it at past moments).
 """
@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recsys.metrics import ndcg_at_k
 from safetensors.numpy import save_file
 
-from models.examples import WEEK_S, Lists, make_lists
+from models.examples import WEEK_S, Lists, join, make_lists
 from models.export import default_weights, export_tower
 from models.history import History
 from models.registry import Manifest, Release, publish
@@ -43,7 +44,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cuts: int = 8  # weekly; more cuts help new items (+3 to 5 % from 4–9 to 8–20), and cost their time
     per_cut: int = 1000  # lists a cut: beyond that the linear weights no longer move
     epochs: int = 4
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-2
     weight_decay: float = 1e-2
     batch: int = 64  # lists
     dim: int = 384  # of the whitened vectors: worth rises up to all 384 of MiniLM
@@ -62,9 +63,7 @@ def train(
     whitening = fit_whitening(raw, settings.dim)
     vectors = whitening.apply(raw)
     end_s = int(history.ts_s[-1]) + 1
-    held_out = learn(history, vectors, end_s - WEEK_S, settings, step)
-    metrics = judge(held_out, history, vectors, end_s, settings)
-    linear = learn(history, vectors, end_s, settings, step)
+    linear, metrics = learn(history, vectors, end_s, settings, step)
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=towers))
     shutil.copytree(folder, draft / "text")
     linear.save(draft / "scorer.onnx")
@@ -82,32 +81,43 @@ def train(
     return publish(home, draft, manifest)
 
 
-def learn(history: History, vectors: NDArray[np.float32], until_s: int, settings: TrainSettings, step: Step) -> Linear:
-    """The linear scorer of everything before `until_s`. Deterministic for a seed."""
+def learn(
+    history: History, vectors: NDArray[np.float32], until_s: int, settings: TrainSettings, step: Step
+) -> tuple[Linear, dict[str, float]]:
+    """The scorer of everything before `until_s`, and what it is worth on the newest cut, judged without having seen it.
+
+    Fitted on the earlier cuts, judged on the newest, then fitted on all. Deterministic for a seed. Raises Misuse.
+    """
     first_s = int(history.ts_s[0]) + settings.warm_up_days * DAY_S
     cuts_s = [until_s - WEEK_S * back for back in range(settings.cuts, 0, -1)]
     cuts_s = [cut_s for cut_s in cuts_s if cut_s >= first_s]
-    if not cuts_s:
+    if len(cuts_s) < 2:
         days = (until_s - int(history.ts_s[0])) // DAY_S
         raise Misuse(
-            f"{days} days of history are too few: the first list is made after {settings.warm_up_days} days and is "
-            "judged by the week after; load more history, or lower warm_up_days"
+            f"{days} days of history are too few: lists are made weekly after {settings.warm_up_days} days of warm-up, "
+            "and two weeks are needed, one to learn from and one to judge by; load more, or lower warm_up_days"
         )
-    world, policy = World(history, vectors), Policy()
-    rng = np.random.default_rng(settings.seed)
-    lists = make_lists(
-        world,
-        cuts_s,
-        until_s,
-        default_sources(policy),
-        policy,
-        settings.per_cut,
-        rng,
-        lambda done, of: step("lists of past weeks", done, of),
-    )
-    if not len(lists.ends):
-        raise Misuse("no user bought again within the window: there is nothing to learn from; load more history")
-    return fit(lists, settings, step)
+    world, policy, rng = World(history, vectors), Policy(), np.random.default_rng(settings.seed)
+    sources = default_sources(policy)
+
+    def lists(cuts: list[int], labels_until_s: int, done_before: int) -> Lists:
+        return make_lists(
+            world,
+            cuts,
+            labels_until_s,
+            sources,
+            policy,
+            settings.per_cut,
+            rng,
+            lambda done, of: step("lists of past weeks", done_before + done, len(cuts_s)),
+        )
+
+    earlier = lists(cuts_s[:-1], cuts_s[-1], 0)
+    newest = lists(cuts_s[-1:], until_s, len(cuts_s) - 1)
+    if not len(earlier.ends) or not len(newest.ends):
+        raise Misuse("too few users came back within four weeks: there is nothing to learn from; load more history")
+    metrics = judge(fit(earlier, settings, step), newest)
+    return fit(join(earlier, newest), settings, step), metrics
 
 
 def fit(lists: Lists, settings: TrainSettings, step: Step) -> Linear:
@@ -140,28 +150,16 @@ def fit(lists: Lists, settings: TrainSettings, step: Step) -> Linear:
     return Linear(learned, np.zeros(len(HEADS), np.float32), mean.astype(np.float32), std.astype(np.float32))
 
 
-def judge(
-    linear: Linear, history: History, vectors: NDArray[np.float32], end_s: int, settings: TrainSettings
-) -> dict[str, float]:
-    """NDCG@10 of the held-out week's lists, ours and by own frequency: whether the release is worth serving."""
-    from recsys.metrics import ndcg_at_k
-
-    policy = Policy()
-    lists = make_lists(
-        World(history, vectors),
-        [end_s - WEEK_S],
-        end_s,
-        default_sources(policy),
-        policy,
-        settings.per_cut,
-        np.random.default_rng(settings.seed),
-    )
-    logits = linear.score(lists.features)[:, 0]
-    own = lists.features[:, NAMES.index("own_120d")]
-    found: dict[str, list[float]] = {"ndcg_at_10": [], "ndcg_at_10_own_frequency": []}
+def judge(linear: Linear, lists: Lists) -> dict[str, float]:
+    """NDCG@10 within each list's candidates, ours and by own frequency: whether it is worth serving."""
+    scores = {
+        "ndcg_at_10": linear.score(lists.features)[:, HEADS.index("all")],
+        "ndcg_at_10_own_frequency": lists.features[:, NAMES.index("own_120d")],
+    }
+    found: dict[str, list[float]] = {name: [] for name in scores}
     for start, end in zip([0, *lists.ends[:-1].tolist()], lists.ends.tolist(), strict=True):
-        truth = set(np.flatnonzero(lists.bought[start:end]).tolist())
-        for name, scores in (("ndcg_at_10", logits), ("ndcg_at_10_own_frequency", own)):
-            order = np.argsort(-scores[start:end], kind="stable")[:10].tolist()
+        truth = np.flatnonzero(lists.bought[start:end])
+        for name, score in scores.items():
+            order = np.argsort(-score[start:end], kind="stable")[:10]
             found[name].append(ndcg_at_k(order, truth, 10))
-    return {name: round(float(np.mean(values)), 4) if values else 0.0 for name, values in found.items()}
+    return {name: round(float(np.mean(values)), 4) for name, values in found.items()}

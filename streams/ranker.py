@@ -23,7 +23,7 @@ from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profil
 from recsys.signals import Signal, SignalTable, Tally
 from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, slate_id
 from recsys.triggers import should_recommend
-from streams.records import Output, Record
+from streams.records import BACKFILL, Output, Record
 from streams.rejects import reject_headers
 from streams.settings import Settings
 from streams.signals import decode_signal, encode_increment
@@ -32,7 +32,6 @@ from streams.tables import TableReader
 
 log = logging.getLogger(__name__)
 
-BACKFILL = ("backfill", b"1")  # header of history being loaded: profiles and signals learn from it, nobody gets a list
 QUERY_S = 1800  # a search speaks for the next half hour
 LIVE_BATCH = 256  # ≈ .3 s of list-making at most: what a burst may add to the latency of its last event
 BULK_BATCH = 2000  # without lists a transaction's 5 ms are best shared by many

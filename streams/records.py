@@ -6,6 +6,8 @@ import msgspec
 from confluent_kafka import KafkaError, Message
 
 Headers = tuple[tuple[str, bytes], ...]
+# Header of history being loaded: profiles and signals learn from it, nobody gets a list.
+BACKFILL = ("backfill", b"1")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

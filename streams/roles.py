@@ -6,7 +6,6 @@ ends them in order. Called by `slatecast run` and by the demo.
 
 import contextlib
 import logging
-import os
 import random
 import signal
 import subprocess
@@ -15,6 +14,8 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from models.serving import Models, NoModels, open_models
 from recsys.errors import Misuse
@@ -32,12 +33,8 @@ BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
 
 
-def run_role(settings: Settings, role: str, instance: str) -> None:
-    """Be one role until SIGTERM, SIGINT or the end of the parent."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    threading.Thread(target=_end_with_parent, args=(os.getppid(), stop), daemon=True).start()
+def run_role(settings: Settings, role: str, instance: str, stop: threading.Event) -> None:
+    """Be one role until `stop` is set."""
     clients.check_broker(settings)
     if role == "signals":
         Worker(settings, role, SignalsTask(settings), instance).run(stop)
@@ -51,6 +48,39 @@ def run_role(settings: Settings, role: str, instance: str) -> None:
         raise Misuse(f"no role {role!r}; there are {', '.join(ROLES)}")
 
 
+def run_child() -> None:
+    """Be the role that the parent names on stdin: one line of JSON, then silence for as long as it lives.
+
+    The end of stdin is the end of the parent, and ours. Settings come this way since they may hold secrets, which
+    neither a command line nor an environment keeps.
+    """
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    stop = stop_on_signals()
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()
+        stop.set()
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    run_role(order.settings, order.role, order.instance, stop)
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM or Ctrl-C sets."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a child is told."""
+
+    settings: Settings
+    role: str
+    instance: str
+
+
 def load_models(settings: Settings) -> Models:
     """The champion release of this home, or none."""
     from models.registry import champion
@@ -60,21 +90,12 @@ def load_models(settings: Settings) -> Models:
 
 
 class Supervisor:
-    """Processes of roles. Each gets its settings through the environment."""
+    """Processes of roles. With a log file they write there, else to our stderr."""
 
     def __init__(
-        self, settings: Settings, roles: Sequence[str], environment: dict[str, str], log_file: Path | None
+        self, settings: Settings, roles: Sequence[str], log_file: Path | None = None, instance: str = "0"
     ) -> None:
-        self._environment = {
-            **os.environ,
-            "SLATECAST_BOOTSTRAP": settings.bootstrap,
-            "SLATECAST_REDIS": settings.redis,
-            "SLATECAST_PREFIX": settings.prefix,
-            "SLATECAST_HOME": settings.home,
-            **environment,
-        }
-        self._log_file = log_file
-        self._stopping = False
+        self._settings, self._log_file, self._instance = settings, log_file, instance
         self._failures = dict.fromkeys(roles, 0)
         self._again_s: dict[str, float] = {}
         self.processes = {role: self._start(role) for role in roles}
@@ -91,6 +112,8 @@ class Supervisor:
                 log.warning("%s ended with code %s, again in %.1f s", role, process.returncode, pause_s)
             elif time.monotonic() >= self._again_s[role]:
                 del self._again_s[role]
+                if process.stdin is not None:
+                    process.stdin.close()
                 self.processes[role] = self._start(role)
 
     def stop(self) -> None:
@@ -104,18 +127,17 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def _start(self, role: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", "streams.cli.main", "run", role, "--child"]
+        command = [sys.executable, "-P", "-m", "streams.cli.main", "run", "--child"]
         with self._log_file.open("ab") if self._log_file else contextlib.nullcontext() as output:
             # A session of its own: Ctrl-C reaches the parent, which ends the roles in order.
-            return subprocess.Popen(
-                command, env=self._environment, stdout=output, stderr=output, start_new_session=True
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )
-
-
-def _end_with_parent(parent: int, stop: threading.Event) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    log.warning("the parent process is gone, stopping")
-    stop.set()
+        assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
+        process.stdin.write(msgspec.json.encode(Order(self._settings, role, self._instance)) + b"\n")
+        process.stdin.flush()
+        return process

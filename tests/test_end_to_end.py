@@ -48,7 +48,7 @@ def now(events: list[Event]) -> list[Event]:
 @pytest.fixture
 def roles(settings: Settings, tmp_path: Path):
     """All roles, ended after the test."""
-    supervisor = Supervisor(settings, ("signals", "ranker", "materialiser"), {}, tmp_path / "roles.log")
+    supervisor = Supervisor(settings, ("signals", "ranker", "materialiser"), tmp_path / "roles.log")
     yield supervisor
     supervisor.stop()
 

@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     "topics": "streams.cli.services:topics",
     "load": "streams.cli.load:load",
     "validate": "streams.cli.load:validate",
-    "train": "streams.cli.learn:train",
+    "train": "streams.cli.train:train",
     "evaluate": "streams.cli.learn:evaluate",
     "run": "streams.cli.run:run",
     "watch": "streams.cli.run:watch",

@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from streams.settings import load_settings
 
@@ -64,3 +72,26 @@ def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], N
     with Progress(*columns, console=stderr, disable=quiet, transient=not sys.stderr.isatty()) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, of: bars.update(task, completed=done, total=of or None)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of several steps, one below the other: call it with (what, done, of). Plain lines without a terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+                if not stderr.is_terminal:
+                    stderr.print(what)
+            bars.update(tasks[what], completed=done, total=of)
+
+        yield show

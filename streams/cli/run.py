@@ -1,14 +1,11 @@
 """`run` starts the roles; `watch` follows the lists they publish."""
 
-import signal
-import threading
-
 import click
 from rich.console import Console
 
 from streams import clients
 from streams.cli.options import connection_options, json_option, log_to_stderr
-from streams.roles import ROLES, Supervisor, run_role
+from streams.roles import ROLES, Supervisor, run_child, stop_on_signals
 from streams.settings import Settings
 from streams.watching import follow_slates
 
@@ -18,7 +15,6 @@ from streams.watching import follow_slates
 @click.option(
     "--instance",
     default="0",
-    envvar="SLATECAST_INSTANCE",
     help="Name of this instance: a second ranker on the same topics needs another.",
 )
 @click.option("--child", is_flag=True, hidden=True)
@@ -33,17 +29,15 @@ def run(settings: Settings, roles: tuple[str, ...], instance: str, child: bool) 
               slatecast run ranker --instance b --bootstrap kafka:9092 --redis redis://cache:6379/0
     """
     log_to_stderr()
+    if child:
+        run_child()
+        return
     unknown = set(roles) - set(ROLES)
     if unknown:
         raise click.BadParameter(f"no role {', '.join(sorted(unknown))}; there are {', '.join(ROLES)}")
     clients.check_broker(settings)
-    if child:
-        run_role(settings, roles[0], instance)
-        return
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    supervisor = Supervisor(settings, roles or ROLES, {"SLATECAST_INSTANCE": instance}, None)
+    stop = stop_on_signals()
+    supervisor = Supervisor(settings, roles or ROLES, instance=instance)
     try:
         while not stop.wait(0.2):
             supervisor.tend()

@@ -1,0 +1,64 @@
+"""`slatecast train`: history in, a release out."""
+
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import msgspec
+
+from recsys.errors import Misuse
+from streams.cli.options import connection_options, json_option, print_json, stderr, steps
+from streams.settings import Settings
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument("source")
+@click.option("--tower", type=click.Path(path_type=Path), help="Text tower: a local Hugging Face encoder folder.")
+@click.option("--min-buyers", default=5, show_default=True, help="Leave out items that fewer distinct users bought.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="A training setting; --set help lists them."
+)
+@connection_options
+@json_option
+def train(
+    settings: Settings, source: str, tower: Path | None, min_buyers: int, changes: tuple[str, ...], as_json: bool
+) -> None:
+    """Train on history and make the release that rankers load when they start.
+
+    SOURCE is a folder with events.jsonl.gz and items.jsonl.gz, or the word completejourney.
+
+    \b
+    Example:  slatecast train shop/ --min-buyers 5
+              slatecast train completejourney --min-buyers 30 --set cuts=4
+    """
+    # Here, not above: torch takes seconds to import, and `slatecast --help` must not wait for it.
+    from models.history import only_items, read_history, sold_items
+    from models.training import TrainSettings, train
+
+    chosen = _settings(changes, TrainSettings)
+    with stderr.status(f"reading {source}"):
+        history = read_history(source)
+        history = only_items(history, sold_items(history, min_buyers))
+    if not len(history):
+        raise Misuse(f"no item of {source} has {min_buyers} buyers; lower --min-buyers")
+    with steps() as step:
+        release = train(history, Path(settings.home), source, time.time_ns() // 1_000_000, chosen, tower, step)
+    if as_json:
+        print_json({"release": release.id, "folder": str(release.folder), **release.manifest.metrics})
+        return
+    stderr.print(f"release {release.id} in {release.folder}")
+    for name, value in release.manifest.metrics.items():
+        stderr.print(f"  {name:28} {value:.4f}   (newest cut, held out)")
+
+
+def _settings(changes: tuple[str, ...], kind: type[T]) -> T:
+    """Settings with some values changed. Raises Misuse naming those there are."""
+    values = dict(change.partition("=")[::2] for change in changes)
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(f"{f.name}={f.default}" for f in msgspec.structs.fields(kind))
+        raise Misuse(f"--set: {error}. Settings and their defaults: {known}") from None
