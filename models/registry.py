@@ -1,32 +1,52 @@
 """Release folders: everything a ranker loads, under one name, checked file by file.
 
+    releases/champion.json           which one serves
+    releases/<id>/manifest.json      what it is; the id is a digest of it
+                  text/ vectors.safetensors whitening.safetensors scorer.onnx, and what a later release adds
+
 A release is written beside its place and renamed, the manifest last, so a half-written one is never seen. It is
-opened only if every file has the sha256 the manifest says, none is missing, none is there unasked, and none is a link.
+opened only if every file has the size and sha256 that the manifest says, none is missing, none is there unasked, and
+none is a link. Nothing in it is code or pickle. Called by training, the roles and the doctor.
 """
 
 import hashlib
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from recsys.errors import ModelRejected
 
-MANIFEST = "manifest.json"
+OPSET = 18  # of ONNX, in every graph we write: what torch's exporter makes without converting
+FORMAT = 1  # of the manifest; fields are only added within a format
+MANIFEST, CHAMPION = "manifest.json", "champion.json"
+SUFFIXES = {".onnx", ".safetensors", ".json"}  # what a release may hold: nothing that runs when it is loaded
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One file of a release. size: bytes."""
+
+    sha256: str
+    size: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a release says of itself. Times in ms since 1970; metrics as measured when it was made."""
 
-    format: int = 1
+    format: int = FORMAT
     created_ts_ms: int
+    parent: str | None = None  # the release that it was tuned from
     data: str  # what it learned from
+    data_from_ts_ms: int | None = None
     data_until_ts_ms: int
+    opset: int = OPSET
     features: tuple[str, ...]
-    metrics: dict[str, float]
-    files: dict[str, str]  # path inside the folder -> sha256
+    metrics: Mapping[str, float]
+    files: Mapping[str, Entry] = {}  # path inside the folder -> what must lie there; written by `publish`
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -42,58 +62,109 @@ def releases_folder(home: Path) -> Path:
     return home / "releases"
 
 
-def publish(home: Path, draft: Path, manifest: Manifest) -> Release:
-    """Make a release of the files in `draft` (moved) and make it the champion, in one rename each."""
-    files = {str(file.relative_to(draft)): _sha256(file) for file in sorted(draft.rglob("*")) if file.is_file()}
-    manifest = msgspec.structs.replace(manifest, files=files)
-    data = msgspec.json.format(msgspec.json.encode(manifest))
-    (draft / MANIFEST).write_bytes(data)
-    _sync(draft)
-    name = _name(data)
-    folder = releases_folder(home) / name
+def publish(home: Path, draft: Path, manifest: Manifest, *, serve: bool = True) -> Release:
+    """Make a release of the files in `draft`, which is moved, and the champion of it unless serve=False.
+
+    The draft lies on the file system of `home`. Publishing the same files and manifest again is the same release.
+    Raises ModelRejected if the draft holds what no release may, or a metric is not finite. A second for 100 MB.
+    """
+    wrong = [name for name, value in manifest.metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise ModelRejected(f"metric {wrong[0]} is {manifest.metrics[wrong[0]]}: not a model to publish")
+    (draft / MANIFEST).unlink(missing_ok=True)
+    files = {name: Entry(_sha256(draft / name), (draft / name).stat().st_size) for name in _regular_files(draft)}
+    data = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+    sync_folder(draft)
+    _write(draft / MANIFEST, data)
+    draft.chmod(0o755)  # mkdtemp's folders are closed to the account that serves
+    folder = releases_folder(home) / _id(data)
     if folder.exists():
         shutil.rmtree(draft)
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(folder)
-    pointer = releases_folder(home) / "champion.part"
-    pointer.write_text(name)
-    pointer.replace(releases_folder(home) / "champion")
-    return open_release(folder)
+        _sync(folder.parent)
+    release = open_release(folder)
+    if serve:
+        promote(home, release.id)
+    return release
+
+
+def promote(home: Path, release: str) -> None:
+    """Make a release the one that serves, in one rename. Raises ModelRejected if it is not whole."""
+    open_release(releases_folder(home) / release)
+    part = releases_folder(home) / f"{CHAMPION}.{os.getpid()}.part"
+    _write(part, msgspec.json.encode({"release": release}))
+    part.replace(releases_folder(home) / CHAMPION)
+    _sync(releases_folder(home))
 
 
 def champion(home: Path) -> Path | None:
-    """The folder of the release that serves, or None before the first."""
+    """The folder of the release that serves, or None before the first. `open_release` says whether it is whole."""
+    pointer = releases_folder(home) / CHAMPION
     try:
-        name = (releases_folder(home) / "champion").read_text().strip()
+        name = msgspec.json.decode(pointer.read_bytes(), type=dict[str, str]).get("release", "")
     except FileNotFoundError:
         return None
+    except msgspec.DecodeError:
+        name = ""
     if not re.fullmatch(r"[0-9a-f]{16}", name):
-        raise ModelRejected(f"{releases_folder(home) / 'champion'} names no release; `slatecast train` makes one")
+        raise ModelRejected(f"{pointer} names no release; `slatecast train` makes one")
     return releases_folder(home) / name
 
 
 def open_release(folder: Path) -> Release:
-    """A release whose files are what its manifest says. Raises ModelRejected naming the file that is not."""
+    """A release whose files are what its manifest says. Raises ModelRejected naming the file that is not.
+
+    A tenth of a second for 100 MB: each byte is read once.
+    """
     try:
         data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise ModelRejected(
+            f"{folder} is no release: {MANIFEST}: {error.strerror}; `slatecast train` makes one"
+        ) from None
+    if _id(data) != folder.name or folder.is_symlink():
+        raise ModelRejected(f"{folder / MANIFEST} was altered or moved: its digest is not the folder's name")
+    try:
+        if (found := msgspec.json.decode(data, type=_Format).format) != FORMAT:
+            raise ModelRejected(
+                f"{folder} has format {found}, this version reads {FORMAT}: install the version it is of"
+            )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ModelRejected(f"{folder} is no release: {error}") from None
-    if _name(data) != folder.name:
-        raise ModelRejected(f"{folder / MANIFEST} was altered: its digest is not the folder's name")
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
-    for name in sorted(there ^ {*manifest.files, MANIFEST}):
+    except msgspec.DecodeError as error:
+        raise ModelRejected(f"{folder / MANIFEST} is no manifest: {error}") from None
+    there = set(_regular_files(folder)) - {MANIFEST}
+    for name in sorted(there ^ set(manifest.files)):
         raise ModelRejected(f"{folder / name} is {'not in the manifest' if name in there else 'missing'}")
-    for name, digest in manifest.files.items():
-        if (folder / name).is_symlink() or not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise ModelRejected(f"{folder / name} leads out of the release")
-        if _sha256(folder / name) != digest:
+    for name, entry in manifest.files.items():
+        if (size := (folder / name).stat().st_size) != entry.size:
+            raise ModelRejected(f"{folder / name} is not the file that was released ({size} bytes, not {entry.size})")
+        if _sha256(folder / name) != entry.sha256:
             raise ModelRejected(f"{folder / name} is not the file that was released (sha256 differs)")
     return Release(folder.name, folder, manifest)
 
 
-def _name(manifest: bytes) -> str:
+class _Format(msgspec.Struct):
+    """The one field that a manifest of any format has."""
+
+    format: int
+
+
+def _regular_files(folder: Path) -> list[str]:
+    """Paths inside a folder, sorted. Raises ModelRejected at anything that is neither a folder nor a plain file."""
+    names = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise ModelRejected(f"{path} is a link or no plain file: a release holds neither")
+        if path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise ModelRejected(f"{path} is of a kind that a release may not hold; it holds {sorted(SUFFIXES)}")
+            names.append(path.relative_to(folder).as_posix())
+    return names
+
+
+def _id(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:16]
 
 
@@ -102,8 +173,24 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+def _write(path: Path, data: bytes) -> None:
+    """Write and wait until it is on the disk."""
+    with path.open("wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
+    _sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until all that is in a folder is on the disk, so that a rename after it is not there before it."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -158,8 +158,8 @@ def judge(linear: Linear, lists: Lists) -> dict[str, float]:
     }
     found: dict[str, list[float]] = {name: [] for name in scores}
     for start, end in zip([0, *lists.ends[:-1].tolist()], lists.ends.tolist(), strict=True):
-        truth = np.flatnonzero(lists.bought[start:end])
+        truth = set(np.flatnonzero(lists.bought[start:end]).tolist())
         for name, score in scores.items():
-            order = np.argsort(-score[start:end], kind="stable")[:10]
+            order = np.argsort(-score[start:end], kind="stable")[:10].tolist()
             found[name].append(ndcg_at_k(order, truth, 10))
     return {name: round(float(np.mean(values)), 4) for name, values in found.items()}

@@ -5,6 +5,7 @@ refer to a row. A tombstone switches a row off. Profiles refer to items by a 48-
 instead of a string of any length is what lets 190 purchases fit into a profile of 4 KiB.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -60,7 +61,13 @@ def item_ref(item: str) -> int:
     >>> item_ref("i1") == item_ref("i1") and item_ref("i1") < 2**48
     True
     """
-    return int.from_bytes(hashlib.blake2b(item.encode(), digest_size=6).digest())
+    return int.from_bytes(item_key(item))
+
+
+@functools.lru_cache(maxsize=131_072)  # the popular items of a shop; 10 MB, and .1 µs instead of .8
+def item_key(item: str) -> bytes:
+    """The same name as the six bytes that stand in a packed log."""
+    return hashlib.blake2b(item.encode(), digest_size=6).digest()
 
 
 def item_text(item: Item) -> str:

@@ -23,8 +23,8 @@ TsMs = Annotated[int, Meta(ge=TS_MIN_MS, le=TS_MAX_MS)]
 Amount = Annotated[float, Meta(ge=0, le=1e9)]
 
 
-class Behaviour(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """What every event knows. `id` is the shop's own; without one, equal bytes are the same event."""
+class Behaviour(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="type"):
+    """What every event knows (no reference cycles: the garbage collector need not look). `id` is the shop's own; without one, equal bytes are the same event."""
 
     user: Id
     ts_ms: TsMs
@@ -32,7 +32,7 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     session: Annotated[str, Meta(max_length=128)] | None = None
 
 
-class OnItem(Behaviour, frozen=True, kw_only=True, omit_defaults=True):
+class OnItem(Behaviour, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An event about one item. `slate` is the list it was chosen from, if any."""
 
     item: Id
@@ -40,33 +40,33 @@ class OnItem(Behaviour, frozen=True, kw_only=True, omit_defaults=True):
     price: Amount | None = None
 
 
-class Click(OnItem, frozen=True, kw_only=True, omit_defaults=True, tag="click"):
+class Click(OnItem, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag="click"):
     """The user opened the item from a list."""
 
 
-class View(OnItem, frozen=True, kw_only=True, omit_defaults=True, tag="view"):
+class View(OnItem, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag="view"):
     """The item's page was looked at."""
 
 
-class Cart(OnItem, frozen=True, kw_only=True, omit_defaults=True, tag="cart"):
+class Cart(OnItem, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag="cart"):
     """The item was put into the cart."""
 
     quantity: Amount = 1.0
 
 
-class Purchase(OnItem, frozen=True, kw_only=True, omit_defaults=True, tag="purchase"):
+class Purchase(OnItem, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag="purchase"):
     """The item was bought; `price` is per unit."""
 
     quantity: Amount = 1.0
 
 
-class Search(Behaviour, frozen=True, kw_only=True, omit_defaults=True, tag="search"):
+class Search(Behaviour, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag="search"):
     """The user typed a query, in any language."""
 
     query: Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
-class Impression(Behaviour, frozen=True, kw_only=True, omit_defaults=True, tag="impression"):
+class Impression(Behaviour, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag="impression"):
     """A list was seen: the items in the order shown."""
 
     items: Annotated[tuple[Id, ...], Meta(min_length=1, max_length=200)]

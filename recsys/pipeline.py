@@ -1,7 +1,7 @@
 """The stages of a list, in order. Start reading here.
 
-gather → filter → cut → features → score (all users of the batch in one call) → penalise → shortlist → diversify →
-explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
+gather → filter → cut → features → score (all users of the batch in one call) → intent and exposure → shortlist →
+diversify → explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from recsys.explain import explain
 from recsys.features import compute_features
 from recsys.filters import filter_candidates
 from recsys.fusion import cut, reciprocal_rank, shortlist
+from recsys.intent import session_pull
 from recsys.policy import Policy
 from recsys.slates import SlateItem
 
@@ -69,6 +70,9 @@ def recommend(
             relevance = 100.0 * reciprocal_rank(found.ranks)  # to the scale of logits, for the penalty's sake
         else:
             relevance = scored.logits[end - len(found.rows) : end, column].astype(np.float64)
+        pull = session_pull(context, found.rows)
+        if pull is not None:
+            relevance = relevance + policy.intent * pull
         relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
         short = shortlist(relevance, found.ranks, policy.shortlist, policy.voices)
         vectors = shop.catalogue.vectors[found.rows[short]]

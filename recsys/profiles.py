@@ -10,14 +10,13 @@ is one concatenation. Times are whole seconds.
 Called by the ranker (live), the training replay (history) and nothing else.
 """
 
-import struct
 from bisect import bisect_left
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.catalogue import item_ref
+from recsys.catalogue import item_key
 from recsys.events import Cart, Click, Event, Impression, Purchase, Search, View
 
 PROFILE_MAX_BYTES = 4096  # a million users are 4 GB of state; the limits below fill it exactly
@@ -30,12 +29,10 @@ QUERY_BYTES = 80
 
 VIEW, CLICK, CART, PURCHASE = 0, 1, 2, 3
 ACTION_OF = {View: VIEW, Click: CLICK, Cart: CART, Purchase: PURCHASE}
-
-_RECORD = struct.Struct(">IHI")  # seconds, item_ref as 16 + 32 bits
-_TOUCH = struct.Struct(">IHIB")  # the same and the action
+ACTION_BYTE = {kind: bytes((action,)) for kind, action in ACTION_OF.items()}
 
 
-class Profile(msgspec.Struct, frozen=True, array_like=True):
+class Profile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One user, as packed logs, oldest record first. Equal event sets give equal bytes."""
 
     purchases: bytes = b""
@@ -72,18 +69,18 @@ def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
     >>> one == two
     True
     """
-    ts_s = event.ts_ms // 1000
-    ids = _insert(profile.ids, ts_s.to_bytes(4) + identity, 10, KEEP_IDS)
+    ts = (event.ts_ms // 1000).to_bytes(4)
+    ids = _insert(profile.ids, ts + identity, 10, KEEP_IDS)
     purchases, touches, shown, queries = profile.purchases, profile.touches, profile.shown, profile.queries
     if isinstance(event, Purchase):
-        purchases = _insert(purchases, _pack(ts_s, event.item), 10, KEEP_PURCHASES)
+        purchases = _insert(purchases, ts + item_key(event.item), 10, KEEP_PURCHASES)
     elif isinstance(event, Search):
-        queries = _remember_query(queries, ts_s, event.query)
+        queries = _remember_query(queries, event.ts_ms // 1000, event.query)
     elif isinstance(event, Impression):
         for item in event.items:
-            shown = _insert(shown, _pack(ts_s, item), 10, KEEP_SHOWN)
+            shown = _insert(shown, ts + item_key(item), 10, KEEP_SHOWN)
     else:
-        touches = _insert(touches, _pack(ts_s, event.item) + bytes((ACTION_OF[type(event)],)), 11, KEEP_TOUCHES)
+        touches = _insert(touches, ts + item_key(event.item) + ACTION_BYTE[type(event)], 11, KEEP_TOUCHES)
     changed = Profile(purchases, touches, shown, ids, queries)
     return profile if changed == profile else changed
 
@@ -91,6 +88,7 @@ def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
 def read_log(packed: bytes, touch: bool = False) -> Log:
     """A packed log as arrays, oldest first.
 
+    >>> from recsys.catalogue import item_ref
     >>> e = Purchase(user="u", item="i1", ts_ms=1_700_000_000_000)
     >>> log = read_log(apply(EMPTY, e, b"aaaaaa").purchases)
     >>> log.ts_s.tolist(), log.refs.tolist() == [item_ref("i1")], log.actions.tolist() == [PURCHASE]
@@ -106,11 +104,6 @@ def read_log(packed: bytes, touch: bool = False) -> Log:
 def newest_ts_s(profile: Profile) -> int:
     """Seconds of the newest event known, 0 for an empty profile."""
     return int.from_bytes(profile.ids[-10:-6]) if profile.ids else 0
-
-
-def _pack(ts_s: int, item: str) -> bytes:
-    ref = item_ref(item)
-    return _RECORD.pack(ts_s, ref >> 32, ref & 0xFFFFFFFF)
 
 
 def _insert(log: bytes, record: bytes, width: int, keep: int) -> bytes:

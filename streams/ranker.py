@@ -163,10 +163,10 @@ class RankerTask:
                 before = decode_profile(stored) if stored is not None else EMPTY
             after = apply(before, event, event_hash(event, data))
             changed = after is not before
-            counts["events" if changed else "duplicates"] += 1
-            profiles[key] = after
             if not changed:
+                counts["duplicates"] += 1
                 continue
+            profiles[key] = after
             if self._make_pairs:
                 tally.add(event, before)
             if self._make_slates and should_recommend(
@@ -177,6 +177,7 @@ class RankerTask:
                 arrived_ms=record.arrived_ms,
             ):
                 wanted[key] = (event, record)
+        counts["events"] = len(records) - counts["rejected"] - counts["duplicates"]
         for key, profile in profiles.items():
             state.put(*key, encode_profile(profile))
         self._tick("profiles")

@@ -15,6 +15,7 @@ from streams.records import Record, is_end, read_record
 
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
 RESTORE_STALL_S = 40.0
+ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
 
 
 class State:
@@ -67,8 +68,15 @@ def end_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[i
     and a read_committed answer would then end before its last transaction.
     """
     wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
-    futures = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
-    return {tp.partition: future.result().offset for tp, future in futures.items()}
+    deadline_s = time.monotonic() + ELECTION_S
+    while True:
+        futures = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
+        try:
+            return {tp.partition: future.result().offset for tp, future in futures.items()}
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.05)
 
 
 def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable[[Record], None]) -> int:

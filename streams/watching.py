@@ -1,6 +1,6 @@
 """Follow the slates as they are published, from now on: for the terminal, the demo and the benchmarks."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from confluent_kafka import TopicPartition
 
@@ -17,7 +17,7 @@ def follow_slates(settings: Settings, idle_s: float = 0.2) -> Iterator[tuple[Sla
         yield from found
 
 
-def poll_slates(settings: Settings, idle_s: float = 0.2) -> Iterator[list[tuple[Slate, bytes]]]:
+def poll_slates(settings: Settings, idle_s: float = 0.2) -> Generator[list[tuple[Slate, bytes]], None, None]:
     """The same in batches, an empty one when nothing came for `idle_s`: for those who do other things in between."""
     topic = settings.prefix + "slates"
     admin = clients.check_broker(settings)

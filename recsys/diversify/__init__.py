@@ -11,6 +11,8 @@ from recsys.diversify.dpp import choose_dpp
 from recsys.diversify.mmr import choose_mmr
 from recsys.errors import Misuse
 
+METHODS = ("none", "mmr", "dpp")
+
 
 class Choice(msgspec.Struct, frozen=True):
     """Positions in the order chosen. positions: (k,) int64; novelty: (k,) float64 in [0, 1], 1 = unlike all before."""
@@ -24,13 +26,22 @@ def diversify(
 ) -> Choice:
     """Choose min(k, N) of N candidates, most relevant first where strength is 0.
 
-    relevance: (N,) finite, any scale (it is brought to [0, 1] per request); vectors: (N, D) unit or zero rows;
-    strength in [0, 1]: 0 = relevance only. Ties by position. Raises Misuse on NaN or an unknown method. O(k N D).
+    relevance: (N,) finite, any scale: the least of the request becomes 0, the greatest 1, all equal ones 1;
+    vectors: (N, D) unit rows, or zero where there is no vector yet; strength in [0, 1]: 0 = relevance only.
+    Ties by position. Raises Misuse on NaN, shapes that differ, an unknown method or strength. O(k N D); .1–.2 ms for
+    N = 100, k = 10, D = 384.
 
     >>> twin = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     >>> diversify("mmr", np.array([1.0, 0.9, 0.5]), twin, 2, 0.5).positions.tolist()
     [0, 2]
     """
+    if method not in METHODS:
+        raise Misuse(f"no diversifier {method!r}; there are {', '.join(METHODS)}")
+    if len(vectors) != len(relevance) or not 0 <= strength <= 1 or k < 0:
+        raise Misuse(
+            f"relevance of {len(relevance)} candidates, vectors of {len(vectors)}, strength {strength}, k {k}: "
+            "give one vector a candidate, a strength from 0 to 1 and a k of at least 0"
+        )
     if not (np.isfinite(relevance).all() and np.isfinite(vectors).all()):
         raise Misuse("relevance and vectors must be finite: NaN would win every comparison")
     k = min(k, len(relevance))
@@ -38,12 +49,8 @@ def diversify(
     scaled = (relevance - low) / (high - low) if high > low else np.ones(len(relevance))
     if method == "none" or strength == 0:
         positions = np.argsort(-scaled, kind="stable")[:k]
-    elif method == "mmr":
-        positions = choose_mmr(scaled, vectors, k, strength)
-    elif method == "dpp":
-        positions = choose_dpp(scaled, vectors, k, strength)
     else:
-        raise Misuse(f"no diversifier {method!r}; there are none, mmr and dpp")
+        positions = (choose_mmr if method == "mmr" else choose_dpp)(scaled, vectors, k, strength)
     chosen = vectors[positions]
     similar = np.tril(chosen @ chosen.T, -1).max(axis=1, initial=0.0).astype(np.float64)
     return Choice(positions.astype(np.int64), np.clip(1.0 - similar, 0.0, 1.0))

@@ -20,15 +20,14 @@ def choose_dpp(
     Works in logarithms of the gains: exp(α r) would overflow for a small strength.
     """
     n = len(relevance)
-    log_weight = (1 - strength) / strength * relevance  # = 2 α r
+    log_weight = (1 - strength) / strength * relevance  # = 2 α r; -inf once chosen
     residual = np.ones(n)  # of K's diagonal: a·1 + (1-a)·1; a zero vector counts as unlike everything
     factors = np.zeros((k, n))  # rows of the growing Cholesky factor of K
-    open_to_choice = np.zeros(n)
     positions = np.empty(k, np.int64)
     for step in range(k):
-        at = int(np.argmax(log_weight + np.log(residual) + open_to_choice))
+        at = int(np.argmax(log_weight + np.log(residual)))
         positions[step] = at
-        open_to_choice[at] = -np.inf
+        log_weight[at] = -np.inf
         if step + 1 < k:
             row = BLEND * (vectors @ vectors[at]).astype(np.float64)
             row[at] = 1.0

@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 def choose_mmr(
     relevance: NDArray[np.float64], vectors: NDArray[np.float32], k: int, strength: float
 ) -> NDArray[np.int64]:
-    """Argmax (1 - s)·r_i - s·max_j∈S cos_ij, k times; the first is the most relevant.
+    """Argmax (1 - s)·r_i - s·max(0, max_j∈S cos_ij), k times; the first is the most relevant.
 
     relevance: (N,) in [0, 1]; vectors: (N, D) unit or zero; k ≤ N. Ties by position.
+    An opposite (cos < 0) is as good as a stranger: nobody looks for the opposite of a mug.
     """
-    weighted = (1 - strength) * relevance
+    open_relevance = (1 - strength) * relevance  # -inf once chosen
     nearest = np.zeros(len(relevance))
-    open_to_choice = np.zeros(len(relevance))  # -inf once chosen
     positions = np.empty(k, np.int64)
     for step in range(k):
-        at = int(np.argmax(weighted - strength * nearest + open_to_choice))
+        at = int(np.argmax(open_relevance - strength * nearest if step else relevance))
         positions[step] = at
-        open_to_choice[at] = -np.inf
-        similar = vectors @ vectors[at]
-        nearest = similar.astype(np.float64) if step == 0 else np.maximum(nearest, similar)
+        open_relevance[at] = -np.inf
+        nearest = np.maximum(nearest, vectors @ vectors[at])
     return positions

@@ -11,7 +11,7 @@ from recsys.errors import Misuse
 from streams.cli.options import connection_options, json_option, print_json, stderr, steps
 from streams.settings import Settings
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 @click.command()

@@ -1,0 +1,1 @@
+"""Benchmarks that a user can run: ratios against peers and floors in the same run, never absolute promises."""

@@ -1,0 +1,151 @@
+"""`slatecast bench hot-path`: how fast events become profiles and lists, as ratios in one run on one broker.
+
+Three engines in turn, several rounds, each alone on one core while the broker has the others. Medians are compared.
+Then the same with lists of 200 candidates, and how long an event waits for its list at half of that load.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from recsys.catalogue import Item, encode_item
+from recsys.events import Cart, Click, Event, Purchase, View, encode_event
+from streams import clients, topics
+from streams.bench.engines import Measured, Run
+from streams.settings import Settings
+from streams.watching import poll_slates
+
+USERS, ITEMS = 2000, 5000
+EVENTS = {"ours": 100_000, "bare": 100_000, "faust": 20_000, "scoring": 6_000}
+ENGINE_LIMIT_S = 300
+LATENCY_S = 15.0
+
+
+def make_events(count: int, seed: int, now_ms: int) -> list[Event]:
+    """Users who walk through a catalogue whose popular items they meet more often; the newest event is now."""
+    rng = np.random.default_rng(seed)
+    users, kinds = rng.integers(0, USERS, count).tolist(), rng.integers(0, 4, count).tolist()
+    items = np.minimum(rng.zipf(1.3, count), ITEMS - 1).tolist()
+    kind_of = (Click, View, Cart, Purchase)
+    return [
+        kind_of[kind](
+            user=f"u{user}", item=f"item-{item}", ts_ms=now_ms - (count - n) * 10, id=f"b{seed}-{n}", session="s"
+        )
+        for n, (user, item, kind) in enumerate(zip(users, items, kinds, strict=True))
+    ]
+
+
+def make_items() -> list[Item]:
+    """A catalogue of the usual shape."""
+    return [
+        Item(item=f"item-{n}", title=f"Thing {n}", category=f"c{n % 12} > d{n % 90} > e{n % 400}", price=1 + n % 50)
+        for n in range(ITEMS)
+    ]
+
+
+def compare(settings: Settings, rounds: int, tell: Callable[[str], None]) -> dict[str, object]:
+    """The whole benchmark. tell: what is running now."""
+    rates: dict[str, list[float]] = {"ours": [], "bare": [], "faust": []}
+    for number in range(rounds):
+        for engine, measured in rates.items():
+            tell(f"round {number + 1} of {rounds}: {engine}")
+            own = msgspec.structs.replace(settings, prefix=f"bench-{os.getpid()}-{number}-{engine}.")
+            measured.append(_measure(own, engine).events_per_s)
+    tell("lists of 200 candidates")
+    own = msgspec.structs.replace(settings, prefix=f"bench-{os.getpid()}-scoring.")
+    scoring = _measure(own, "scoring")
+    tell("waiting for lists at half of that load")
+    waits_ms = _latency(
+        msgspec.structs.replace(settings, prefix=f"bench-{os.getpid()}-wait."), scoring.events_per_s / 2
+    )
+    middle = {engine: statistics.median(values) for engine, values in rates.items()}
+    return {
+        "ratio_faust": middle["ours"] / middle["faust"],
+        "ratio_bare": middle["ours"] / middle["bare"],
+        "events_per_s": {engine: [round(rate) for rate in values] for engine, values in rates.items()},
+        "scoring_events_per_s": scoring.events_per_s,
+        "scoring_candidates": scoring.candidates,
+        "scoring_stage_share": scoring.stage_share,
+        "half_load_events_per_s": scoring.events_per_s / 2,
+        "event_to_slate_p50_ms": float(np.percentile(waits_ms, 50)),
+        "event_to_slate_p99_ms": float(np.percentile(waits_ms, 99)),
+    }
+
+
+def _measure(settings: Settings, engine: str) -> Measured:
+    """Topics of its own, the same events, one engine alone."""
+    topics.apply(clients.check_broker(settings), settings)
+    if engine == "scoring":
+        _produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+    events = make_events(EVENTS[engine], 1, time.time_ns() // 1_000_000)
+    _produce(settings, "events", [(event.user, encode_event(event)) for event in events])
+    module = "streams.bench.faust_peer" if engine == "faust" else "streams.bench.engines"
+    run = Run(engine, settings, len(events))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", module],
+        input=msgspec.json.encode(run) + b"\n",
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        timeout=ENGINE_LIMIT_S,
+        check=True,
+    )
+    answer = next(line for line in done.stdout.splitlines() if line.startswith(b"{"))  # Faust draws on stdout too
+    return msgspec.json.decode(answer, type=Measured)
+
+
+def _latency(settings: Settings, rate: float) -> list[float]:
+    """Milliseconds from produce to a list that a read_committed subscriber has, at a steady rate of events."""
+    topics.apply(clients.check_broker(settings), settings)
+    _produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+    count = int(rate * LATENCY_S)
+    run = Run("scoring", settings, count)
+    command = [sys.executable, "-P", "-m", "streams.bench.engines"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
+            process.stdin.write(msgspec.json.encode(run) + b"\n")
+            process.stdin.flush()
+            return _watch(settings, count, rate)
+        finally:
+            process.kill()
+
+
+def _watch(settings: Settings, count: int, rate: float) -> list[float]:
+    events = make_events(count, 2, time.time_ns() // 1_000_000)
+    producer, watching = clients.producer(settings), poll_slates(settings, 0.001)
+    sent_s: dict[tuple[str, int], float] = {}
+    waits_ms: list[float] = []
+    warm_up, at = count // 5, 0  # the first fifth waits for the engine to start
+    begin_s = time.perf_counter()
+    while at < count or time.perf_counter() < begin_s + count / rate + 5:
+        while at < count and time.perf_counter() >= begin_s + at / rate:
+            event = events[at]
+            sent_s[event.user, event.ts_ms] = time.perf_counter()
+            producer.produce(settings.prefix + "events", encode_event(event), event.user.encode())
+            at += 1
+        producer.poll(0)
+        for slate, _ in next(watching):
+            begun_s = sent_s.get((slate.user, slate.cause.ts_ms))
+            if begun_s is not None and slate.cause.ts_ms >= events[warm_up].ts_ms:
+                waits_ms.append((time.perf_counter() - begun_s) * 1000)
+    watching.close()
+    return waits_ms
+
+
+def _produce(settings: Settings, topic: str, pairs: list[tuple[str, bytes]]) -> None:
+    producer = clients.producer(settings)
+    for key, value in pairs:
+        while True:
+            try:
+                producer.produce(settings.prefix + topic, value, key.encode())
+            except BufferError:
+                producer.poll(0.1)
+            else:
+                break
+    producer.flush(60)

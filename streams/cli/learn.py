@@ -1,0 +1,109 @@
+"""`slatecast evaluate`: how good the lists would have been at past moments, beside what they have to beat."""
+
+from math import exp
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from streams.cli.options import json_option, print_json, stderr, steps
+
+if TYPE_CHECKING:  # the models come with SciPy, and `slatecast --help` must not wait for it
+    from models.evaluate import Evaluation, Line
+
+JOURNEY_MIN_BUYERS = 30  # of 2,469 households; with fewer buyers the long tail makes EASE's matrix too large
+TASKS = {"new": "what the user had not bought before", "all": "repeats count too"}
+
+
+@click.command()
+@click.argument("source", metavar="FOLDER|completejourney")
+@click.option("--origins", metavar="DATE,…", help="Moments to judge at  [three, 28 days apart, the last 28 days before"
+              " the end of the data]")  # fmt: skip
+@click.option("--min-buyers", type=click.IntRange(min=1), help="Rank items with so many buyers before the moment"
+              f"  [5; completejourney {JOURNEY_MIN_BUYERS}]")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@json_option
+def evaluate(source: str, origins: str | None, min_buyers: int | None, seed: int, as_json: bool) -> None:
+    """Judge recommendations by what users bought next, at moments in the past.
+
+    Every model sees the events before the moment only and ranks the whole catalogue. Task new: what the user has not
+    bought before; task all: repeats count too.
+
+    FOLDER has events.jsonl.gz and items.jsonl.gz. Columns of the second table: ILD, mean distance of a list's items by
+    category; closest, that of the nearest two; kinds, categories in effect; text, distance of their texts; mix, how far
+    from the user's own categories (KL); novelty, bits; overlap, what two users' lists have in common.
+
+    \b
+    Example:  slatecast evaluate shop/ --origins 2011-09-02,2011-09-16
+              slatecast evaluate completejourney --json
+    """
+    from models.evaluate import evaluate as judge
+    from models.history import JOURNEY, read_history
+    from models.origins import MIN_BUYERS, default_origins, parse_origins
+
+    asked = parse_origins(origins) if origins else None
+    with stderr.status(f"reading {source}"):
+        history = read_history(source)
+    if asked is None:
+        asked = default_origins(history)
+    least = min_buyers or (JOURNEY_MIN_BUYERS if source == JOURNEY else MIN_BUYERS)
+    with steps() as step:
+        result = judge(history, source, asked, min_buyers=least, seed=seed, step=step)
+    if as_json:
+        print_json(result)
+        return
+    if source == JOURNEY:
+        click.echo("data: 84.51° Complete Journey (may be simulated)")
+    _show(result)
+
+
+def _show(result: "Evaluation") -> None:
+    """Two tables a task on stdout, then what ours comes to."""
+    console = Console(highlight=False)
+    for at in result.origins:
+        console.print(f"{at.day}: {at.items} items, {at.users_all} users ({at.users_new} with something new)")
+    settings = (
+        f"at {result.tuned_at}" if result.tuned_at else "by default: there is nobody to ask before the first moment"
+    )
+    console.print(f"items with {result.min_buyers} or more buyers; settings of baselines chosen {settings}")
+    for task, about in TASKS.items():
+        lines = [line for line in result.table if line.task == task]
+        console.print(_accuracy(lines, f"task {task}: {about}", result.k), _variety(lines))
+    for name, ratio, ends, best in (
+        ("new", result.ratio_new, result.ratio_new_95, result.best_new),
+        ("all", result.ratio_all, result.ratio_all_95, result.best_all),
+    ):
+        if ratio is not None and ends is not None:
+            console.print(f"task {name}: ours is {ratio:.3f} times {best} (95 %: {ends[0]:.3f} to {ends[1]:.3f})")
+    if result.overlap_ratio is not None:
+        console.print(f"overlap between users: ours is {result.overlap_ratio:.2f} times that of EASE")
+
+
+def _accuracy(lines: "list[Line]", title: str, k: int) -> Table:
+    table = _table(f"NDCG@{k}", "95 %", "recall", "MAP", "F1", "hit rate", title=title)
+    for line in lines:
+        if (a := line.accuracy) is not None:
+            ends = f"{a.ndcg_95[0]:.4f}–{a.ndcg_95[1]:.4f}"
+            rest = (f"{value:.3f}" for value in (a.recall, a.average_precision, a.f1, a.hit_rate))
+            table.add_row(f"{line.model} {line.setting}", f"{a.ndcg:.4f}", ends, *rest)
+    return table
+
+
+def _variety(lines: "list[Line]") -> Table:
+    table = _table("ILD", "closest", "kinds", "text", "mix", "novelty", "coverage", "gini", "overlap")
+    for line in lines:
+        v = line.variety
+        cells = [f"{v.category_distance:.2f}", f"{v.category_minimum:.2f}", f"{exp(v.category_entropy):.1f}"]
+        cells += ["–" if v.text_distance is None else f"{v.text_distance:.2f}", f"{v.calibration_kl:.2f}"]
+        cells += [f"{v.novelty:.1f}", f"{v.coverage:.3f}", f"{v.gini:.3f}", f"{v.overlap:.3f}"]
+        table.add_row(line.model, *cells)
+    return table
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True, min_width=22)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,130 @@
+"""Any local model becomes a tower, checked against torch; a wrong graph, a strange model, a slow export do not."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from models import export
+from models.export import check_parity, default_weights, export_tower, pooled, source_digest, write_graph
+from models.text_tower import TextTower
+from recsys.errors import ModelRejected, Unavailable
+
+# torch's exporter warns of what its own parts are going to deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore")
+TEXTS = ["Red mug", "a folding chair for the garden, of oak", "x"]
+
+
+def tiny_bert() -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30_522, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    return transformers.BertModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two layers with MiniLM's tokenizer."""
+    folder = tmp_path_factory.mktemp("weights")
+    tiny_bert().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(default_weights() / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("towers")
+
+
+def test_a_local_model_becomes_a_tower_without_a_word(
+    weights: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tower = TextTower(export_tower(weights, cache))
+    assert capfd.readouterr() == ("", "")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights, local_files_only=True)
+    batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    with torch.no_grad():
+        expected = pooled(tiny_bert())(batch["input_ids"], batch["attention_mask"]).numpy()
+    np.testing.assert_allclose(tower.encode(TEXTS), expected, atol=1e-5)
+    assert tower.settings.digest == source_digest(weights)
+    assert {path.name for path in cache.iterdir()} == {tower.settings.digest[:16]}
+
+
+def test_a_tower_is_exported_once(weights: Path, cache: Path) -> None:
+    # No process can start within no time at all: what comes back was there.
+    assert export_tower(weights, cache) == export_tower(weights, cache, limit_s=0)
+
+
+def test_an_export_that_takes_too_long_is_ended_and_leaves_nothing(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"took over 0\.05 s"):
+        export_tower(weights, tmp_path, limit_s=0.05)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_its_code_not_run(weights: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(weights, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    config |= {"model_type": "never-heard-of", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
+    (own / "config.json").write_text(json.dumps(config))
+    (own / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelRejected, match=str(own)) as caught:
+        export_tower(own, tmp_path / "towers")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
+    assert not list((tmp_path / "towers").iterdir())
+
+
+def test_pickled_weights_are_refused(weights: Path, tmp_path: Path) -> None:
+    pickled = shutil.copytree(weights, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ModelRejected, match="safetensors"):
+        export_tower(pickled, tmp_path / "towers")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_change_of_any_source_file_is_another_tower(weights: Path, tmp_path: Path, file: str) -> None:
+    changed = shutil.copytree(weights, tmp_path / "changed")
+    assert source_digest(changed) == source_digest(weights)
+    with (changed / file).open("ab") as opened:
+        opened.write(b" ")
+    assert source_digest(changed) != source_digest(weights)
+
+
+def test_the_default_weights_are_found_without_importing_their_package() -> None:
+    assert (default_weights() / "tokenizer.json").exists()
+    assert export.DEFAULT_WHEEL not in sys.modules
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "tower.onnx"
+    write_graph(pooled(tiny_bert()), path, 30_522)
+    return path
+
+
+def test_a_graph_agrees_with_its_model_at_shapes_it_has_not_seen(graph: Path) -> None:
+    assert check_parity(pooled(tiny_bert()), graph, 30_522) < 1e-5
+
+
+@pytest.mark.parametrize("change", [1.01, float("nan")])
+def test_a_graph_of_other_weights_is_refused(graph: Path, change: float) -> None:
+    model = tiny_bert()
+    with torch.no_grad():
+        model.get_parameter("encoder.layer.1.output.dense.weight").mul_(change)
+    with pytest.raises(ModelRejected, match="differs from the model"):
+        check_parity(pooled(model), graph, 30_522)
+
+
+def test_a_graph_with_two_inputs_taken_for_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = torch.ones(2, 7, dtype=torch.int64)
+    monkeypatch.setattr(export, "_example", lambda vocabulary: (same, same))
+    tower = pooled(tiny_bert())
+    write_graph(tower, tmp_path / "tower.onnx", 30_522)
+    with pytest.raises(ModelRejected, match="differs from the model"):
+        check_parity(tower, tmp_path / "tower.onnx", 30_522)
