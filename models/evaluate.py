@@ -90,7 +90,7 @@ def evaluate(
 
     origins_s: unix seconds, ascending. vectors: (items, D) unit rows for text distances. seed: of the bootstrap and of
     the items drawn from larger baskets. Raises Misuse where an origin has nobody to ask.
-    30 s for 260,000 events and 2,700 items, 4 min for 1.4 million and 6,000, without ours.
+    20 s for 260,000 events and 2,700 items, 2 min for 1.4 million and 6,000, without ours.
     """
     moments = []
     for done, at_s in enumerate(origins_s):

@@ -104,11 +104,11 @@ def make_origin(history: History, at_s: int, min_buyers: int = MIN_BUYERS) -> tu
     can_hit = (column_of[window.item] >= 0) & (np.diff(counts.indptr) >= MIN_ITEMS)[window.user]
     repeat = np.isin(window.user.astype(np.int64) * n + window.item, pairs)
     every, fresh = _first_session(window.take(can_hit)), _first_session(window.take(can_hit & ~repeat))
-    if not every:
+    if not fresh:
         day = datetime.fromtimestamp(at_s, UTC).date()
         raise Misuse(
             f"at {day} there is nobody to ask: no user knew {MIN_ITEMS} of the {len(rows)} items with {min_buyers} or "
-            "more buyers and bought one of them in the 28 days after; choose an origin inside the data, or lower "
+            "more buyers and bought another in the 28 days after; choose an origin inside the data, or lower "
             "--min-buyers"
         )
     users = np.array(sorted(every), np.int64)

@@ -162,8 +162,7 @@ class RankerTask:
                 stored = state.get(*key)
                 before = decode_profile(stored) if stored is not None else EMPTY
             after = apply(before, event, event_hash(event, data))
-            changed = after is not before
-            if not changed:
+            if after is before:
                 counts["duplicates"] += 1
                 continue
             profiles[key] = after
@@ -172,7 +171,6 @@ class RankerTask:
             if self._make_slates and should_recommend(
                 event,
                 self._policy,
-                changed=changed,
                 backfill=BACKFILL in record.headers,
                 arrived_ms=record.arrived_ms,
             ):

@@ -15,6 +15,8 @@ from streams.records import Record, is_end, read_record
 
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
 RESTORE_STALL_S = 40.0
+# The client does not call these retriable, though they pass by themselves.
+NO_LEADER_YET = ("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART")
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
 
 
@@ -74,7 +76,7 @@ def end_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[i
         try:
             return {tp.partition: future.result().offset for tp, future in futures.items()}
         except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > deadline_s:
+            if error.args[0].name() not in NO_LEADER_YET or time.monotonic() > deadline_s:
                 raise
         time.sleep(0.05)
 

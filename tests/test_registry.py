@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from models import registry
 from models.registry import CHAMPION, MANIFEST, Manifest, champion, open_release, promote, publish, releases_folder
 from recsys.errors import ModelRejected

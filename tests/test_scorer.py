@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from models import devices
 from models.devices import CUDA, open_session, why_no_cuda
 from models.scorer import Linear, OnnxScorer, feature_width
-from numpy.typing import NDArray
 from recsys.errors import ModelRejected, Unavailable
 from recsys.features import NAMES
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models.whitening import Whitening, fit_whitening, shrinkage
 from numpy.typing import NDArray
+
+from models.whitening import Whitening, fit_whitening, shrinkage
 
 
 def anisotropic(count: int, width: int, seed: int = 0) -> NDArray[np.float32]:

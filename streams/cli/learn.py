@@ -102,8 +102,9 @@ def _variety(lines: "list[Line]") -> Table:
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("", no_wrap=True, min_width=22)
+    """Narrow enough for 80 signs, the width of a pipe."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table
