@@ -73,7 +73,7 @@ def item_neighbours(origin: Origin) -> NDArray[np.float32]:
 def ease(origin: Origin, penalty: float) -> NDArray[np.float32]:
     """The linear item-item model with zero diagonal, in closed form: B = I - P / diag(P), P = (X'X + λI)^-1.
 
-    Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data". penalty: λ > 0. O(C^3): 3 s for 6,000 items.
+    Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data". penalty: λ > 0. O(C^3): 10 s for 6,000 items.
     """
     bought = _binary(origin.counts)
     gram = (bought.T @ bought).toarray()

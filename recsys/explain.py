@@ -1,6 +1,7 @@
 """Why an item is in a list, in words. Called by the pipeline for the chosen items only.
 
-The reason is the evidence of the source that spoke loudest for the item (lowest rank), ties in the sources' order.
+The reason is the evidence of the source that spoke loudest for the item (lowest rank), ties in the sources' order; or the live visit, where that
+pulled the item in.
 """
 
 import numpy as np
@@ -8,13 +9,25 @@ from numpy.typing import NDArray
 
 from recsys.candidates import Candidates
 from recsys.context import Context
+from recsys.intent import live_touches, ties
 from recsys.signals import DAY_S
 
+STRONG_PULL = 0.5  # of 1: from here on it is the visit that put the item there
 
-def explain(context: Context, candidates: Candidates, at: int) -> tuple[str, str]:
-    """Source and reason of the candidate at a position."""
+
+def explain(context: Context, candidates: Candidates, at: int, pull: float) -> tuple[str, str]:
+    """Source and reason of the candidate at a position. pull: of the live visit, 0 without one."""
     source = candidates.names[int(np.argmin(candidates.ranks[:, at]))]
-    return source, _REASON[source](context, int(candidates.rows[at]))
+    row = int(candidates.rows[at])
+    if pull >= STRONG_PULL and context.request.query_vector is None:
+        return source, _just_touched(context, row)
+    return source, _REASON[source](context, row)
+
+
+def _just_touched(context: Context, row: int) -> str:
+    touched = live_touches(context)
+    closest = int(np.argmax(ties(context, touched, np.array([row]))[:, 0]))
+    return f"you just looked at {_title(context, touched[closest])}"
 
 
 def _bought(context: Context, row: int) -> str:

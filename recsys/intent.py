@@ -16,23 +16,44 @@ SESSION_S = 1800.0  # the usual length of a visit: half an hour without an event
 def session_pull(context: Context, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
     """How strongly this visit points to each candidate: (C,) in [0, 1]; None when there is no visit to speak of.
 
-    The larger of three: co-visitation with what was touched (relative to its strongest neighbour), text cosine to what
-    was touched, text cosine to the query. What was touched itself is not pulled: it was seen already.
+    The larger of two: the closest tie to an item touched (see `ties`), the text cosine to the query. What was touched
+    itself is not pulled: it was seen already.
     """
-    live = context.touched.rows[context.touched.age_s < SESSION_S]
-    query = context.request.query_vector
-    if not len(live) and query is None:
+    touched, query = live_touches(context), context.request.query_vector
+    if not len(touched) and query is None:
         return None
-    vectors = context.shop.catalogue.vectors
     pull = np.zeros(len(rows))
-    if len(live):
-        touched = np.unique(live)
-        near, scores = neighbour_scores(context.shop.signals, touched, np.ones(len(touched)))
-        if len(near):
-            at = np.minimum(np.searchsorted(near, rows), len(near) - 1)
-            pull = np.where(near[at] == rows, scores[at] / scores.max(), 0.0)
-        pull = np.maximum(pull, (vectors[rows] @ vectors[touched].T).max(axis=1))
+    if len(touched):
+        pull = ties(context, touched, rows).max(axis=0)
         pull[np.isin(rows, touched)] = 0.0
     if query is not None:
-        pull = np.maximum(pull, vectors[rows] @ query)
+        pull = np.maximum(pull, context.shop.catalogue.vectors[rows] @ query)
     return np.clip(pull, 0.0, 1.0)
+
+
+def live_touches(context: Context) -> NDArray[np.int64]:
+    """Distinct rows touched within this visit, newest first, but for those bought since: that intent is over."""
+    touched, bought = context.touched, context.bought
+    newest = dict(zip(bought.rows[::-1].tolist(), bought.age_s[::-1].tolist(), strict=True))
+    live = [
+        row
+        for row, age_s in zip(touched.rows.tolist(), touched.age_s.tolist(), strict=True)
+        if age_s < SESSION_S and newest.get(row, np.inf) > age_s
+    ]
+    return np.array(list(dict.fromkeys(live)), np.int64)
+
+
+def ties(context: Context, touched: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How closely candidates belong to items: (T, C) in [-1, 1].
+
+    The larger of co-visitation, relative to the touched item's strongest neighbour, and text cosine.
+    """
+    vectors, closeness = context.shop.catalogue.vectors, []
+    for row in touched.tolist():
+        near, scores = neighbour_scores(context.shop.signals, np.array([row]), np.ones(1))
+        together = np.zeros(len(rows))
+        if len(near):
+            at = np.minimum(np.searchsorted(near, rows), len(near) - 1)
+            together = np.where(near[at] == rows, scores[at] / scores.max(), 0.0)
+        closeness.append(np.maximum(together, vectors[rows] @ vectors[row]))
+    return np.array(closeness)

@@ -82,7 +82,7 @@ def recommend(
         items = []
         for at in chosen.tolist():
             item = shop.catalogue.items[found.rows[at]]
-            source, reason = explain(context, found, at)
+            source, reason = explain(context, found, at, 0.0 if pull is None else float(pull[at]))
             items.append(SlateItem(item.item, item.title, round(float(relevance[at]), 4), source, reason))
         drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped))
     tick("diversify")

@@ -6,6 +6,7 @@ Called by `slatecast demo` and its test.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,16 +221,23 @@ def _look(play: Play, sender: Sender) -> Shopper:
 
 
 def _follow(shopper: Shopper, slate: Slate, play: Play, sender: Sender) -> None:
-    """The shopper's list came: click on something new in it; then its successor is the list after."""
+    """The shopper's list came: click on something else that many like; the list after that click is the list after."""
     if shopper.before is None:
-        own = {event.item for event in play.warm if event.user == SHOPPER and isinstance(event, Purchase)}
-        offered = [item.item for item in slate.items]
-        shopper.before = slate
-        shopper.clicked = next((item for item in offered if item not in own), offered[-1])
-        sender.event(Click(user=SHOPPER, item=shopper.clicked, ts_ms=_now_ms(), id="sim-demo-click", slate=slate.id))
+        shopper.before, shopper.clicked = slate, _something_new(play, slate)
+        sender.event(Click(user=SHOPPER, item=shopper.clicked, ts_ms=_now_ms(), id="sim-demo-click"))
         shopper.clicked_s = time.monotonic()
     elif shopper.after is None and slate.cause.type == "click":
         shopper.after, shopper.click_to_slate_s = slate, time.monotonic() - shopper.clicked_s
+
+
+def _something_new(play: Play, slate: Slate) -> str:
+    """The most bought item outside the categories that the shopper knows and the list offers."""
+    category = {item.item: item.category.split(" > ")[:2] for item in play.items}
+    bought = [event for event in play.warm if isinstance(event, Purchase)]
+    own = [event.item for event in bought if event.user == SHOPPER] + [item.item for item in slate.items]
+    known = [category[item] for item in own]
+    popular = Counter(event.item for event in bought if event.user != SHOPPER)
+    return next((item for item, _ in popular.most_common() if category[item] not in known), slate.items[-1].item)
 
 
 def _now_ms() -> int:

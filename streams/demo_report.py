@@ -1,8 +1,9 @@
 """What the demo claims at its end, computed from what was sent and what stands on the topics.
 
 Lost and doubled are audits: profiles are made again from the events sent and compared to the bit; slates are counted by
-id. Quality is judged on purchases only: the last list of each visit against the items of the household's next visit,
-which no simulated click of that visit could have told it.
+id. Quality is judged on purchases only: the last list of each visit against the household's next visit, whose simulated
+clicks it cannot have seen. What the visit itself bought is taken out of the truth and of every list: nobody offers it
+a minute after it was paid.
 """
 
 from collections import Counter, defaultdict
@@ -76,13 +77,16 @@ def judge(play: Play, slates: Sequence[Slate]) -> dict[str, float]:
             made = last.get((user, session))
             if made is None:
                 continue
-            truth = {event.item for event in following}
+            just_bought = {event.item for event in basket}
+            truth = {event.item for event in following} - just_bought
+            if not truth:
+                continue
             ours = [item.item for item in made.items]
             now_s = basket[-1].ts_ms / 1000
             known = [*bought[user], *(e for _, visit in own_visits for e in visit if e.ts_ms <= basket[-1].ts_ms)]
             _add(figures, "", ours, truth)
-            _add(figures, "_own_frequency", _own_frequency(known, now_s), truth)
-            _add(figures, "_popularity", popular, truth)
+            _add(figures, "_own_frequency", [i for i in _own_frequency(known, now_s) if i not in just_bought], truth)
+            _add(figures, "_popularity", [item for item in popular if item not in just_bought], truth)
             if user in lists:
                 figures["temporal_diversity"].append(len(set(ours) - set(lists[user])) / max(len(ours), 1))
             lists[user] = ours
@@ -100,7 +104,7 @@ def _visits(events: Sequence[Event]) -> dict[str, list[tuple[str, list[Purchase]
 
 
 def _before(play: Play) -> tuple[dict[str, list[Purchase]], list[str]]:
-    """Each user's purchases before the live days, and the ten items that most households bought in their last 28."""
+    """Each user's purchases before the live days, and the items by how many households bought them in the last 28 days."""
     bought: dict[str, list[Purchase]] = defaultdict(list)
     buyers: dict[str, set[str]] = defaultdict(set)
     since_ms = play.live[0].ts_ms - 28 * DAY_S * 1000
@@ -109,17 +113,18 @@ def _before(play: Play) -> tuple[dict[str, list[Purchase]], list[str]]:
             bought[event.user].append(event)
             if event.ts_ms >= since_ms:
                 buyers[event.item].add(event.user)
-    return bought, sorted(buyers, key=lambda item: (-len(buyers[item]), item))[:K]
+    return bought, sorted(buyers, key=lambda item: (-len(buyers[item]), item))
 
 
 def _own_frequency(purchases: Sequence[Purchase], now_s: float) -> list[str]:
     counts: dict[str, float] = defaultdict(float)
     for event in purchases:
         counts[event.item] += 0.5 ** ((now_s - event.ts_ms / 1000) / HALF_LIFE_S)
-    return sorted(counts, key=lambda item: (-counts[item], item))[:K]
+    return sorted(counts, key=lambda item: (-counts[item], item))
 
 
 def _add(figures: dict[str, list[float]], name: str, ranked: list[str], truth: set[str]) -> None:
+    ranked = ranked[:K]
     figures[f"ndcg_at_10{name}"].append(ndcg_at_k(ranked, truth, K))
     figures[f"hit_rate_at_10{name}"].append(hit_at_k(ranked, truth, K))
 

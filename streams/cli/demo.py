@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from recsys.catalogue import Item
 from recsys.slates import Slate
@@ -162,12 +163,13 @@ class View:
         )
         stderr.print(self._list(shopper.after, new_since=before))
 
-    def _list(self, slate: Slate, new_since: set[str] | None = None) -> Table:
-        table = Table.grid(padding=(0, 2))
+    def _list(self, slate: Slate, new_since: set[str] | None = None) -> Text:
+        text = Text(no_wrap=True, overflow="ellipsis")
         for place, item in enumerate(slate.items, 1):
             fresh = new_since is not None and item.item not in new_since
-            table.add_row(f"{place:2}", f"[green]{item.title}[/]" if fresh else item.title, f"[dim]{item.reason}[/]")
-        return table
+            text.append(f"{place:3}  ").append(f"{item.title:34.34}  ", "bold green" if fresh else "")
+            text.append(item.reason + "\n", "dim")
+        return text
 
 
 def _print_summary(summary: dict[str, float | int]) -> None:
