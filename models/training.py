@@ -8,7 +8,6 @@
 Called by the command line and by evaluation (which judges it at past moments).
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,21 +16,18 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recsys.metrics import ndcg_at_k
-from safetensors.numpy import save_file
 
 from models.examples import WEEK_S, Lists, join, make_lists
-from models.export import default_weights, export_tower
 from models.history import History
-from models.registry import Manifest, Release, publish
+from models.item_vectors import build_text
+from models.registry import Manifest, Release, publish, releases_folder
 from models.scorer import HEADS, Linear
-from models.text_tower import TextTower
-from models.whitening import fit_whitening
 from models.world import World
 from recsys.candidates import default_sources
-from recsys.catalogue import item_text, text_hash
+from recsys.catalogue import item_text
 from recsys.errors import Misuse
 from recsys.features import NAMES
+from recsys.metrics import ndcg_at_k
 from recsys.policy import Policy
 from recsys.signals import DAY_S
 
@@ -56,68 +52,70 @@ def train(
     history: History, home: Path, data: str, now_ms: int, settings: TrainSettings, tower: Path | None, step: Step
 ) -> Release:
     """Train on all of a history and make the release the champion. Raises Misuse where there is too little."""
-    towers, folder = home / "towers", export_tower(tower or default_weights(), home / "towers")
-    towers.mkdir(parents=True, exist_ok=True)
     texts = [item_text(item) for item in history.items]
-    raw = TextTower(folder, threads=0).encode(texts, lambda done, of: step("embedding items", done, of))
-    whitening = fit_whitening(raw, settings.dim)
-    vectors = whitening.apply(raw)
-    end_s = int(history.ts_s[-1]) + 1
-    linear, metrics = learn(history, vectors, end_s, settings, step)
-    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=towers))
-    shutil.copytree(folder, draft / "text")
-    linear.save(draft / "scorer.onnx")
-    hashes = np.frombuffer(bytes.fromhex("".join(text_hash(text) for text in texts)), np.uint8).reshape(-1, 16)
-    save_file({"vectors": vectors, "text_hashes": hashes}, draft / "vectors.safetensors")
-    save_file({"mean": whitening.mean, "matrix": whitening.matrix}, draft / "whitening.safetensors")
-    manifest = Manifest(
-        created_ts_ms=now_ms,
-        data=data,
-        data_until_ts_ms=end_s * 1000,
-        features=NAMES,
-        metrics=metrics,
-        files={},
+    side = build_text(
+        home, texts, source=tower, dim=settings.dim, progress=lambda done, of: step("embedding items", done, of)
     )
-    return publish(home, draft, manifest)
+    end_s = int(history.ts_s[-1]) + 1
+    learner = Learner(history, side.vectors, settings, step)
+    learner.live_until(end_s)
+    metrics = judge(learner.fit(hold_out=1), learner.newest)
+    releases_folder(home).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="draft-", dir=releases_folder(home)) as scratch:
+        draft = Path(scratch) / "release"
+        draft.mkdir()
+        side.save(draft)
+        learner.fit().save(draft / "scorer.onnx")
+        manifest = Manifest(
+            created_ts_ms=now_ms, data=data, data_until_ts_ms=end_s * 1000, features=NAMES, metrics=metrics, files={}
+        )
+        return publish(home, draft, manifest)
 
 
-def learn(
-    history: History, vectors: NDArray[np.float32], until_s: int, settings: TrainSettings, step: Step
-) -> tuple[Linear, dict[str, float]]:
-    """The scorer of everything before `until_s`, and what it is worth on the newest cut, judged without having seen it.
+class Learner:
+    """Lives through a history and makes lists on the way; fits on the newest weeks of them.
 
-    Fitted on the earlier cuts, judged on the newest, then fitted on all. Deterministic for a seed. Raises Misuse.
+    Called moment after moment (as evaluation does), it replays every event once.
     """
-    first_s = int(history.ts_s[0]) + settings.warm_up_days * DAY_S
-    cuts_s = [until_s - WEEK_S * back for back in range(settings.cuts, 0, -1)]
-    cuts_s = [cut_s for cut_s in cuts_s if cut_s >= first_s]
-    if len(cuts_s) < 2:
-        days = (until_s - int(history.ts_s[0])) // DAY_S
-        raise Misuse(
-            f"{days} days of history are too few: lists are made weekly after {settings.warm_up_days} days of warm-up, "
-            "and two weeks are needed, one to learn from and one to judge by; load more, or lower warm_up_days"
-        )
-    world, policy, rng = World(history, vectors), Policy(), np.random.default_rng(settings.seed)
-    sources = default_sources(policy)
 
-    def lists(cuts: list[int], labels_until_s: int, done_before: int) -> Lists:
-        return make_lists(
-            world,
-            cuts,
-            labels_until_s,
-            sources,
-            policy,
-            settings.per_cut,
-            rng,
-            lambda done, of: step("lists of past weeks", done_before + done, len(cuts_s)),
-        )
+    def __init__(self, history: History, vectors: NDArray[np.float32], settings: TrainSettings, step: Step) -> None:
+        self.world = World(history, vectors)
+        self.policy = Policy()
+        self.sources = default_sources(self.policy)
+        self._settings, self._step = settings, step
+        self._rng = np.random.default_rng(settings.seed)
+        self._weeks: list[Lists] = []
 
-    earlier = lists(cuts_s[:-1], cuts_s[-1], 0)
-    newest = lists(cuts_s[-1:], until_s, len(cuts_s) - 1)
-    if not len(earlier.ends) or not len(newest.ends):
-        raise Misuse("too few users came back within four weeks: there is nothing to learn from; load more history")
-    metrics = judge(fit(earlier, settings, step), newest)
-    return fit(join(earlier, newest), settings, step), metrics
+    def live_until(self, until_s: int) -> None:
+        """Replay to a moment, with lists at weekly cuts before it, their labels before it too. Raises Misuse."""
+        settings, history = self._settings, self.world.history
+        first_s = max(int(history.ts_s[0]) + settings.warm_up_days * DAY_S, self.world.now_s)
+        cuts_s = [until_s - WEEK_S * back for back in range(settings.cuts, 0, -1)]
+        cuts_s = [cut_s for cut_s in cuts_s if cut_s >= first_s]
+        for done, cut_s in enumerate(cuts_s):
+            self._step("lists of past weeks", done, len(cuts_s))
+            lists = make_lists(self.world, cut_s, until_s, self.sources, self.policy, settings.per_cut, self._rng)
+            if len(lists.ends):
+                self._weeks.append(lists)
+        self._step("lists of past weeks", len(cuts_s), len(cuts_s))
+        self.world.advance(until_s)
+        self._weeks = self._weeks[-settings.cuts :]
+        if len(self._weeks) < 2:
+            days = (until_s - int(history.ts_s[0])) // DAY_S
+            raise Misuse(
+                f"{days} days of history gave {len(self._weeks)} weeks of lists to learn from, two are needed: lists "
+                f"are made weekly after {settings.warm_up_days} days of warm-up, for users who come back within four "
+                "weeks; load more history, or lower warm_up_days"
+            )
+
+    @property
+    def newest(self) -> Lists:
+        """The lists of the last cut."""
+        return self._weeks[-1]
+
+    def fit(self, hold_out: int = 0) -> Linear:
+        """The scorer of all weeks but the newest `hold_out`. Deterministic for a seed."""
+        return fit(join(self._weeks[: len(self._weeks) - hold_out]), self._settings, self._step)
 
 
 def fit(lists: Lists, settings: TrainSettings, step: Step) -> Linear:

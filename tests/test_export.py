@@ -120,6 +120,10 @@ def test_a_graph_agrees_with_its_model_at_shapes_it_has_not_seen(graph: Path) ->
     assert check_parity(pooled(tiny_bert()), graph, 30_522) < 1e-5
 
 
+def test_a_graph_tells_nothing_of_the_machine_that_made_it(graph: Path) -> None:
+    assert not any(word in graph.read_bytes() for word in (b"site-packages", b"export.py", b"stack_trace"))
+
+
 @pytest.mark.parametrize("change", [2.0, float("nan")])
 def test_a_graph_of_other_weights_is_refused(graph: Path, change: float) -> None:
     model = tiny_bert()

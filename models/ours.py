@@ -1,0 +1,57 @@
+"""Our own lists, as the evaluation protocol asks for them: the pipeline that serves, at moments in the past.
+
+At each origin the scorer is fitted anew on the weeks before it, and lists are made from profiles and signals replayed
+up to it. Nothing else differs from serving, except that only the origin's catalogue may be shown, and that task `new`
+also leaves out purchases older than a profile remembers.
+"""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.history import History
+from models.origins import Origin, Task
+from models.training import Learner, Step, TrainSettings
+from recsys.pipeline import Scored, recommend
+from recsys.policy import Policy
+
+BATCH = 64  # users a call, as a busy ranker would
+
+
+class Ours:
+    """A Recommender. Origins must come in the order of time: history is replayed once."""
+
+    name = "slatecast"
+
+    def __init__(
+        self, history: History, vectors: NDArray[np.float32], policy: Policy, settings: TrainSettings, step: Step
+    ) -> None:
+        self._learner = Learner(history, vectors, settings, step)
+        self._policy, self._at_s = policy, -1
+
+    def rank(self, origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
+        """(U, k) rows, -1 padded; see `models.origins.Recommender`."""
+        world, catalogue = self._learner.world, self._learner.world.shop.catalogue
+        if origin.at_s != self._at_s:
+            self._learner.live_until(origin.at_s)
+            self._linear, self._at_s = self._learner.fit(), origin.at_s
+        allowed = np.zeros(len(catalogue.available), np.bool_)
+        allowed[origin.rows] = True
+        known, catalogue.available = catalogue.available, allowed
+        # A longer list than asked: of `new` some places fall to purchases that the profile has forgotten. Greedy
+        # choice makes the first k of a longer list the list of k.
+        policy = msgspec.structs.replace(self._policy, repeats=task, slate_size=2 * k)
+        lists = np.full((len(origin.users), k), -1, np.int64)
+        for start in range(0, len(origin.users), BATCH):
+            requests = [world.request(user) for user in origin.users[start : start + BATCH].tolist()]
+            drafts = recommend(requests, world.shop, self._learner.sources, self._score, policy)
+            for place, draft in enumerate(drafts, start):
+                rows = np.array([catalogue.row(item.item) for item in draft.items], np.int64)
+                if task == "new":
+                    rows = rows[~origin.seen[place, np.searchsorted(origin.rows, rows)]]
+                lists[place, : len(rows[:k])] = rows[:k]
+        catalogue.available = known
+        return lists
+
+    def _score(self, features: NDArray[np.float32]) -> Scored:
+        return Scored(self._linear.score(features), "linear")
