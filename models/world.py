@@ -46,6 +46,7 @@ class World:
         """Live through every event before `until_s`. About 20 µs an event."""
         history, catalogue = self.history, self.shop.catalogue
         end = int(np.searchsorted(history.ts_s, until_s))
+        touched: set[int] = set()
         while self._at < end:
             chunk = slice(self._at, min(end, self._at + ABSORB_EVERY))
             tally = Tally()
@@ -59,10 +60,12 @@ class World:
                 tally.add(event, before)
             for key, inc in tally.increments():
                 row = catalogue.row(key) if isinstance(key, str) else self._row_of_ref[key]
-                self._signals[row] = signal = absorb(self._signals.get(row, Signal()), inc)
-                self.shop.signals.update(row, signal)
+                self._signals[row] = absorb(self._signals.get(row, Signal()), inc)
+                touched.add(row)
             self._at = chunk.stop
             progress(self._at)
+        for row in touched:  # once, at the moment that is looked at: the table serves readers only
+            self.shop.signals.update(row, self._signals[row])
         self.now_s = until_s
 
     def request(self, user: int) -> Request:

@@ -139,7 +139,8 @@ class NewItems:
         with np.errstate(invalid="ignore"):
             age_s = np.maximum(context.request.now_s - catalogue.first_s[:n], 0)
             rows = np.flatnonzero(age_s < self._new_s)  # NaN (unknown) is not new
-        known = np.isin(catalogue.category[rows, 1], np.unique(catalogue.category[context.recent, 1]))
+        codes = catalogue.category[rows, 1]
+        known = (codes >= 0) & np.isin(codes, np.unique(catalogue.category[context.recent, 1]))
         return best(rows, (1 - age_s[rows] / self._new_s) * np.where(known, 2.0, 1.0), limit)
 
 
@@ -159,8 +160,9 @@ class BruteForce:
         catalogue = context.shop.catalogue
         n = len(catalogue)
         cosines = catalogue.vectors[:n] @ vector
-        few = np.argpartition(-cosines, limit - 1)[:limit] if limit < n else np.arange(n)
-        return best(few.astype(np.int64), cosines[few].astype(np.float64), limit)
+        least = np.partition(cosines, n - limit)[n - limit] if limit < n else 0.0
+        few = np.flatnonzero((cosines >= least) & (cosines > 0))  # whoever ties with the last one is ordered by row
+        return best(few, cosines[few].astype(np.float64), limit)
 
 
 def taste_vector(context: Context) -> NDArray[np.float32] | None:

@@ -41,11 +41,11 @@ def filter_candidates(context: Context, candidates: Candidates, policy: Policy) 
 
 
 def _fatigued(context: Context, rows: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
-    """Shown `limit` times within a week and never touched since first shown."""
+    """Shown `limit` times within a week and neither touched nor bought in it."""
     if not limit or not len(context.shown.rows):
         return np.zeros(len(rows), np.bool_)
     week = context.shown.rows[context.shown.age_s < FATIGUE_S]
     seen, times = np.unique(week, return_counts=True)
-    touched = np.concatenate([context.touched.rows, context.bought.rows])
+    touched = np.concatenate([log.rows[log.age_s < FATIGUE_S] for log in (context.touched, context.bought)])
     tired: NDArray[np.bool_] = np.isin(rows, seen[(times >= limit) & ~np.isin(seen, touched)])
     return tired

@@ -86,8 +86,9 @@ class Tally:
         own, weight = item_ref(event.item), WEIGHT[action]
         recent = _recent(before, ts_s)
         counts = self._count(event.item, ts_s)
-        if own not in recent:  # a user's interest counts once a day
-            counts[1] += weight
+        known = recent.get(own, 0.0)
+        if weight > known:  # a user's interest counts once a day, by the surest action
+            counts[1] += weight - known
             if action == PURCHASE:
                 counts[2] += 1
                 counts[3] += own.to_bytes(6) in before.purchases  # a rare misaligned match miscounts one repeat
@@ -121,10 +122,12 @@ def _recent(profile: Profile, ts_s: int) -> dict[int, float]:
     recent: dict[int, float] = {}
     for log, width in ((profile.purchases, 10), (profile.touches, 11)):
         for at in range(len(log) - width, max(-1, len(log) - (PAIR_PARTNERS + 1) * width), -width):
-            if not since <= log[at : at + 4] <= until:
+            when = log[at : at + 4]
+            if when < since:
                 break
-            ref = int.from_bytes(log[at + 4 : at + 10])
-            recent[ref] = max(recent.get(ref, 0.0), WEIGHT[log[at + 10] if width == 11 else PURCHASE])
+            if when <= until:  # a late event meets those of its own day
+                ref = int.from_bytes(log[at + 4 : at + 10])
+                recent[ref] = max(recent.get(ref, 0.0), WEIGHT[log[at + 10] if width == 11 else PURCHASE])
     return recent
 
 

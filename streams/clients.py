@@ -5,22 +5,31 @@ Any librdkafka key in `settings.kafka` is passed on, but for those on which exac
 
 import logging
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import redis
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from recsys.errors import Misuse, Unavailable
-from streams.settings import Settings, Value
+from streams.settings import Settings, Value, hide_secrets
 
 TRANSACTION_TIMEOUT_S = 15  # > 3 × the worst batch; the default of 60 s would hold every subscriber up for a minute
 SESSION_TIMEOUT_S = 10  # a killed member's partitions move after this; a restarted static member is back at once
 
 # What a user may not set: losing or doubling events would be silent.
 REFUSED = {
+    "bootstrap.servers": "it is the setting `bootstrap`",
+    "metadata.broker.list": "it is the setting `bootstrap`",
+    "group.id": "a role's place in its topics hangs on it",
+    "group.instance.id": "it is made from a worker's role and instance",
+    "enable.partition.eof": "a restore ends by it, a worker must not see it",
     "transactional.id": "it fences a worker's predecessor and is made from its role and instance",
+    "transaction.timeout.ms": "the watchdog of a worker is set to it",
     "enable.idempotence": "without it a retry writes twice",
     "acks": "less than all loses acknowledged records when a broker dies",
+    "request.required.acks": "less than all loses acknowledged records when a broker dies",
     "partitioner": "all producers must agree where a key lives (murmur2_random, as the Java clients)",
     "enable.auto.commit": "offsets are committed in the transaction of their outputs",
     "enable.auto.offset.store": "offsets are committed in the transaction of their outputs",
@@ -30,10 +39,15 @@ REFUSED = {
     "partition.assignment.strategy": "co-partitioned topics need the range assignor",
 }
 
+COMMON: dict[str, Value] = {"client.id": "slatecast", "log.connection.close": False}
 PRODUCER: dict[str, Value] = {
+    **COMMON,
     "partitioner": "murmur2_random",
     "enable.idempotence": True,
     "acks": "all",
+    # The default of 1,000,000 is below the 1,048,588 that a broker takes: a bad record of that size could not be put
+    # aside, and its worker would meet it for ever. The topic's max.message.bytes decides (topics.py).
+    "message.max.bytes": 16 * 1024 * 1024,
     "compression.type": "lz4",
     "linger.ms": 2,
     # Kafka answers CONCURRENT_TRANSACTIONS to the first send after a commit; librdkafka then waits this long.
@@ -42,6 +56,7 @@ PRODUCER: dict[str, Value] = {
     "retry.backoff.max.ms": 10,
 }
 CONSUMER: dict[str, Value] = {
+    **COMMON,
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "isolation.level": "read_committed",
@@ -50,15 +65,18 @@ CONSUMER: dict[str, Value] = {
     "partition.assignment.strategy": "range",
     "session.timeout.ms": SESSION_TIMEOUT_S * 1000,
     "heartbeat.interval.ms": SESSION_TIMEOUT_S * 1000 // 3,
-    "fetch.wait.max.ms": 50,
+    "fetch.wait.max.ms": 50,  # records are sent at once; this bounds how long an idle fetch keeps a new partition waiting
     "retry.backoff.ms": 1,
     "retry.backoff.max.ms": 10,
 }
 
-# Lines that say nothing is wrong: seen at every start and every takeover.
+# Lines that say nothing is wrong: seen at every start and every takeover, and for every passed-on key that only
+# producers or only consumers know.
 _NOISE = re.compile(
     r"Coordinator load in progress|another concurrent operation|Disconnected while requesting|TERMINATE"
+    r"|is a (producer|consumer) property and will be ignored"
 )
+Client = TypeVar("Client")
 
 
 class _Quiet(logging.Filter):
@@ -68,6 +86,7 @@ class _Quiet(logging.Filter):
 
 _client_log = logging.getLogger("slatecast.kafka")
 _client_log.addFilter(_Quiet())
+_client_log.addHandler(logging.NullHandler())  # a command that sets up no logging says its one line and nothing else
 
 
 def producer(settings: Settings, transactional_id: str | None = None) -> Producer:
@@ -75,7 +94,7 @@ def producer(settings: Settings, transactional_id: str | None = None) -> Produce
     extra: dict[str, Value] = {}
     if transactional_id is not None:
         extra = {"transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_S * 1000}
-    return Producer(_options(settings, PRODUCER, extra), logger=_client_log)
+    return _make(Producer, _options(settings, PRODUCER, extra))
 
 
 def consumer(settings: Settings, group: str, instance_id: str | None = None) -> Consumer:
@@ -83,36 +102,58 @@ def consumer(settings: Settings, group: str, instance_id: str | None = None) -> 
     extra: dict[str, Value] = {"group.id": group}
     if instance_id is not None:
         extra["group.instance.id"] = instance_id  # static membership: a quick restart causes no rebalance
-    return Consumer(_options(settings, CONSUMER, extra), logger=_client_log)
+    return _make(Consumer, _options(settings, CONSUMER, extra))
 
 
 def reader(settings: Settings) -> Consumer:
     """A consumer for `assign`, outside any group's life, which reports the end of a partition."""
     extra: dict[str, Value] = {"group.id": f"{settings.prefix}reader", "enable.partition.eof": True}
-    return Consumer(_options(settings, CONSUMER, extra), logger=_client_log)
+    return _make(Consumer, _options(settings, CONSUMER, extra))
 
 
-def admin(settings: Settings) -> AdminClient:
-    """A client for topics, offsets and metadata."""
-    return AdminClient(_options(settings, {}, {}), logger=_client_log)
+def admin(settings: Settings, on_error: Callable[[KafkaError], None] = lambda error: None) -> AdminClient:
+    """A client for topics, offsets and metadata. `on_error` hears why connections fail, when the client is polled."""
+    # Its log would say on the terminal what `on_error` hears and what calls raise.
+    return _make(AdminClient, {**_options(settings, COMMON, {}), "error_cb": on_error, "log_level": 0})
 
 
 def redis_client(settings: Settings) -> redis.Redis:
     """A client whose calls give up after 5 s."""
     if not settings.redis:
         raise Misuse("no Redis named: give --redis redis://host:6379, or run `slatecast up`")
-    return redis.Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        return redis.Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=5)
+    except ValueError as error:
+        raise Misuse(f"--redis {hide_secrets(settings.redis)}: {error}") from None
 
 
 def check_broker(settings: Settings, timeout_s: float = 5.0) -> AdminClient:
-    """An admin client of a broker that answers. Raises Unavailable with the remedy."""
-    client = admin(settings)
+    """An admin client of a broker that answers. Raises Unavailable with the cause and the remedy."""
+    causes: list[KafkaError] = []
+    client = admin(settings, causes.append)
     try:
         client.list_topics(timeout=timeout_s)
     except KafkaException as error:
+        client.poll(0)
+        # Metadata only "timed out"; the connections know of names, refusals, certificates and passwords.
+        cause = next((c for c in causes if c.code() != KafkaError._ALL_BROKERS_DOWN), error.args[0])  # noqa: SLF001
         raise Unavailable(
-            f"no Kafka answers at {settings.bootstrap} ({error.args[0].str()}); "
+            f"no Kafka answers at {settings.bootstrap} ({cause.str()}); "
             "run `slatecast up`, or name a cluster with --bootstrap host:port"
+        ) from None
+    return client
+
+
+def check_redis(settings: Settings) -> redis.Redis:
+    """A client of a Redis that answers. Raises Unavailable with the cause and the remedy."""
+    client = redis_client(settings)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        client.close()
+        raise Unavailable(
+            f"no Redis answers at {hide_secrets(settings.redis)} ({error}); "
+            "run `slatecast up`, or name one with --redis redis://host:6379/0"
         ) from None
     return client
 
@@ -140,16 +181,16 @@ def _options(settings: Settings, defaults: dict[str, Value], extra: dict[str, Va
         **settings.kafka,
         **extra,
         "bootstrap.servers": settings.bootstrap,
-        "client.id": f"{settings.prefix}slatecast",
-        "log.connection.close": False,
     }
+
+
+def _make(kind: Callable[..., Client], options: dict[str, Any]) -> Client:
+    try:
+        return kind(options, logger=_client_log)
+    except KafkaException as error:  # librdkafka names the key, never its value
+        raise Misuse(f"kafka settings: {error.args[0].str()}") from None
 
 
 def broken(error: KafkaError) -> Unavailable:
     """An error that a consumer reports in place of a record."""
     return Unavailable(f"Kafka: {error.str()}")
-
-
-def hide_secrets(url: str) -> str:
-    """A URL fit for a terminal or a log: without user and password."""
-    return re.sub(r"//[^@/]*@", "//…@", url)

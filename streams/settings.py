@@ -1,6 +1,7 @@
 """Where Kafka and Redis are, and under which names: from a file, the environment and options, in that order.
 
-Nothing here opens a connection. Secrets belong into the environment or into `file:` values and are never printed.
+Nothing here opens a connection. Secrets belong into the environment (SLATECAST_REDIS, and SLATECAST_KAFKA_SASL_PASSWORD
+for `sasl.password`, likewise any librdkafka key) and are never printed.
 """
 
 import os
@@ -8,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -30,6 +32,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka: dict[str, Value] = {}
     policy: Policy = Policy()
 
+    def __repr__(self) -> str:
+        """For logs and tracebacks: which Kafka keys are set, not to what."""
+        return (
+            f"Settings(bootstrap={self.bootstrap!r}, redis={hide_secrets(self.redis)!r}, prefix={self.prefix!r}, "
+            f"home={self.home!r}, kafka={sorted(self.kafka)})"
+        )
+
 
 ENVIRONMENT = {
     "bootstrap": "SLATECAST_BOOTSTRAP",
@@ -37,6 +46,7 @@ ENVIRONMENT = {
     "prefix": "SLATECAST_PREFIX",
     "home": "SLATECAST_HOME",
 }
+KAFKA_ENVIRONMENT = "SLATECAST_KAFKA_"
 
 
 def load_settings(file: Path | None, options: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
@@ -47,10 +57,20 @@ def load_settings(file: Path | None, options: Mapping[str, str | None], environ:
             merged.update(tomllib.loads(file.read_text()))
         except FileNotFoundError:
             raise Misuse(f"{file}: no such file; leave --config out to run on defaults") from None
+        except OSError as error:
+            raise Misuse(f"{file}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Misuse(f"{file}: not TOML: {error}") from None
     merged.update({key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)})
     merged.update({key: value for key, value in options.items() if value is not None})
+    secret = {
+        name.removeprefix(KAFKA_ENVIRONMENT).lower().replace("_", "."): value
+        for name, value in environ.items()
+        if name.startswith(KAFKA_ENVIRONMENT)
+    }
+    written = merged.get("kafka", {})
+    if secret and isinstance(written, dict):
+        merged["kafka"] = {**written, **secret}
     try:
         settings = msgspec.convert(merged, Settings)
     except msgspec.ValidationError as error:
@@ -80,3 +100,13 @@ def _embedded(settings: Settings) -> Settings:
     except (OSError, msgspec.DecodeError):
         return settings
     return msgspec.structs.replace(settings, bootstrap=running.bootstrap, redis=settings.redis or running.redis)
+
+
+def hide_secrets(url: str) -> str:
+    """A URL fit for a terminal or a log: without user, password and query.
+
+    >>> hide_secrets("rediss://shop:secret@cache:6379/0?password=x")
+    'rediss://cache:6379/0'
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if url else ""

@@ -69,7 +69,16 @@ def end_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[i
     read_uncommitted on purpose: a predecessor's commit marker may reach the offsets topic before it reaches this one,
     and a read_committed answer would then end before its last transaction.
     """
-    wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
+    return _offsets(admin, topic, partitions, OffsetSpec.latest())
+
+
+def begin_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, int]:
+    """The oldest offset that each partition still has."""
+    return _offsets(admin, topic, partitions, OffsetSpec.earliest())
+
+
+def _offsets(admin: AdminClient, topic: str, partitions: list[int], which: OffsetSpec) -> dict[int, int]:
+    wanted = {TopicPartition(topic, p): which for p in partitions}
     deadline_s = time.monotonic() + ELECTION_S
     while True:
         futures = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)

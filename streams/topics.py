@@ -4,7 +4,10 @@ All topics that share the key `user` (and those that share `item`) have the same
 worker's state moves with its input.
 """
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import msgspec
 from confluent_kafka import KafkaException
@@ -14,6 +17,7 @@ from recsys.errors import Misuse, Unavailable
 from streams.settings import Settings
 
 DAY_MS = 86_400_000
+VISIBLE_S = 10.0  # what was created or altered is in the broker's metadata after .2 s (measured)
 # Raw behaviour is personal data: gone before the 30 days in which a request for erasure must be answered.
 TIME = {"cleanup.policy": "delete", "retention.ms": str(28 * DAY_MS)}
 COMPACT = {
@@ -24,6 +28,10 @@ COMPACT = {
     "segment.ms": str(DAY_MS),  # the active segment is never compacted
 }
 BOTH = {**COMPACT, "cleanup.policy": "compact,delete", "retention.ms": str(28 * DAY_MS)}
+# A record that fits on a topic must fit on `rejects` too, with what went wrong in its headers: else its worker could
+# neither use it nor put it aside. Said here, since a cluster's own defaults may differ.
+INPUT = {"max.message.bytes": "1048588"}
+REJECTS = {"max.message.bytes": str(2 * 1024 * 1024)}
 # The broker's own time of arrival: lateness and freshness are measured from it, and a replay sees the same.
 ARRIVAL = {"message.timestamp.type": "LogAppendTime"}
 
@@ -41,14 +49,14 @@ def plan(settings: Settings) -> list[Topic]:
     """Every topic of the design, with this tenant's prefix."""
     n = settings.partitions
     rows = [
-        ("events", "what users do, key = user", n, {**TIME, **ARRIVAL}),
-        ("items", "the catalogue, key = item, tombstone = gone", n, COMPACT),
+        ("events", "what users do, key = user", n, {**TIME, **ARRIVAL, **INPUT}),
+        ("items", "the catalogue, key = item, tombstone = gone", n, {**COMPACT, **INPUT}),
         ("profiles", "changelog of profiles, partition by partition with events", n, COMPACT),
         ("slates", "published lists, key = user", n, BOTH),
         ("decisions", "what each list was chosen from", n, TIME),
         ("pairs", "item-to-item increments, key = item", n, {**TIME, "retention.ms": str(2 * DAY_MS)}),
         ("signals", "changelog of item signals, partition by partition with pairs", n, COMPACT),
-        ("rejects", "records that could not be used, with their bytes", n, TIME),
+        ("rejects", "records that could not be used, with their bytes", n, {**TIME, **REJECTS}),
         ("models", "which release serves", 1, COMPACT),
         ("control", "requests and alarms", 1, COMPACT),
     ]
@@ -68,7 +76,8 @@ def diff(client: AdminClient, topics: Sequence[Topic]) -> list[Change]:
     present = client.list_topics(timeout=10).topics
     existing = [topic for topic in topics if topic.name in present]
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in existing]
-    configs = {r.name: f.result() for r, f in client.describe_configs(resources).items()} if resources else {}
+    described = client.describe_configs(resources) if resources else {}
+    configs = {resource.name: _answer(future) for resource, future in described.items()}
     changes = []
     for topic in topics:
         if topic.name not in present:
@@ -94,9 +103,7 @@ def apply(client: AdminClient, settings: Settings) -> list[Change]:
     """
     topics = plan(settings)
     changes = diff(client, topics)
-    for change in changes:
-        if change.action == "refuse":
-            raise Misuse(f"{change.topic} {change.detail}; set `partitions` to what it has, or use another prefix")
+    _refuse(changes)
     by_name = {topic.name: topic for topic in topics}
     fresh = [
         NewTopic(t.name, t.partitions, settings.replication, config=t.config)
@@ -114,12 +121,30 @@ def apply(client: AdminClient, settings: Settings) -> list[Change]:
                 ],
             )
         )
-    futures = [*(client.create_topics(fresh) if fresh else {}).values()]
-    futures += [*(client.incremental_alter_configs(resources) if resources else {}).values()]
-    for future in futures:
-        try:
-            future.result()
-        except KafkaException as error:
-            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":  # another process applied at the same moment
-                raise Unavailable(f"the broker refused: {error.args[0].str()}") from None
+    for future in (client.create_topics(fresh) if fresh else {}).values():
+        _answer(future, but="TOPIC_ALREADY_EXISTS")  # another process applied at the same moment: looked at below
+    for future in (client.incremental_alter_configs(resources) if resources else {}).values():
+        _answer(future)
+    # Until a producer or a reader that starts now finds them so.
+    deadline_s = time.monotonic() + VISIBLE_S
+    while changes and (left := diff(client, topics)):
+        _refuse(left)
+        if time.monotonic() > deadline_s:
+            raise Unavailable(f"{left[0].topic} is still to {left[0].action} after {VISIBLE_S:.0f} s; apply again")
+        time.sleep(0.02)
     return changes
+
+
+def _refuse(changes: Sequence[Change]) -> None:
+    for change in changes:
+        if change.action == "refuse":
+            raise Misuse(f"{change.topic} {change.detail}; set `partitions` to what it has, or use another prefix")
+
+
+def _answer(future: "Future[Any]", but: str = "") -> Any:
+    try:
+        return future.result()
+    except KafkaException as error:
+        if error.args[0].name() == but:
+            return None
+        raise Unavailable(f"the broker refused: {error.args[0].str()}") from None

@@ -28,7 +28,7 @@ from recsys.errors import SlatecastError
 from streams import clients
 from streams.records import Output, Record, read_record
 from streams.settings import Settings
-from streams.state import State, restore
+from streams.state import State, begin_offsets, restore
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class Worker:
             while not stop.is_set():
                 self.step()
                 after_batch()
+        except KafkaException as error:
+            raise Stopped(f"{self.role}: {error.args[0].str()}; start it again") from error
         finally:
             self._deadline_s = float("inf")
             self._consumer.close()
@@ -121,7 +123,9 @@ class Worker:
         for message in (first, *self._consumer.consume(self.task.batch_limit - 1, LINGER_S)):
             error = message.error()
             if error is not None:
-                raise Stopped(f"{self.role}: {error.str()}; offsets may be older than the topic's retention")
+                gone = error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the client's public constant
+                why = "; the topic no longer has what was to be read next, or is another one" if gone else ""
+                raise Stopped(f"{self.role}: {error.str()}{why}")
             record = read_record(message)
             # After a rebalance inside poll the client may still hand out records of a partition that has left.
             if record.offset >= self._next.get(record.partition, record.offset + 1):
@@ -160,7 +164,7 @@ class Worker:
                 return
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
+        if error is not None and self._failed is None:  # later ones only say that the transaction is lost
             self._failed = error
 
     def _call(self, call: Callable[..., Any], *arguments: object) -> None:
@@ -179,6 +183,9 @@ class Worker:
 
     def _give_up(self, error: KafkaError, records: Sequence[Record]) -> None:
         """A failed transaction: abort, forget, and go back to where the batch began; or end the process."""
+        self._producer.poll(0)  # the reports of its records
+        if self._failed is not None and self._failed.code() > 0:  # by the broker, which would say the same again
+            raise Stopped(f"{self.role}: a record was refused: {self._failed.str()}; mend its topic's settings") from None
         if error.fatal() or not error.txn_requires_abort():
             raise Stopped(f"{self.role}: {error.str()}; start it again") from None
         log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(records))
@@ -188,6 +195,12 @@ class Worker:
             self._consumer.seek(TopicPartition(self.input, partition, self._next[partition]))
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._take_over(consumer, partitions)
+        except KafkaException as error:  # through the client's callback it would become what no `except` catches
+            raise Stopped(f"{self.role}: no partitions, {error.args[0].str()}; start it again") from error
+
+    def _take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Committed offsets first, then the changelog to its end, then consume."""
         committed = consumer.committed(partitions, timeout=30)
         numbers = [tp.partition for tp in partitions]
@@ -196,10 +209,13 @@ class Worker:
         values, count = restore(self._admin, reader, self.changelog, numbers)
         reader.close()
         self.restored += count
+        oldest = begin_offsets(self._admin, self.input, numbers)
         for tp in committed:
             self.state.adopt(tp.partition, values[tp.partition])
+            if tp.error is not None:
+                raise KafkaException(tp.error)
             if tp.offset < 0:  # the group's first start: from the beginning, never silently from the end
-                tp.offset = consumer.get_watermark_offsets(tp, timeout=30)[0]
+                tp.offset = oldest[tp.partition]
             self._next[tp.partition] = tp.offset
         consumer.assign(committed)
         log.info(

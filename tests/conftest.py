@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from streams import clients, embedded, topics
+from streams import clients, embedded, jars, topics
 from streams.settings import Settings
 
 HOME = Path(os.environ.get("SLATECAST_HOME", Path(__file__).parents[1] / "var"))
@@ -39,9 +39,9 @@ def services(home: Path) -> Iterator[Settings]:
         _broker.append(f"the cluster at {bootstrap}")
         yield Settings(bootstrap=bootstrap, redis=redis)
         return
-    embedded.fetch_kafka(home)
+    jars.fetch_kafka(home)
     with embedded.Embedded(home) as running:
-        _broker.append(f"Apache Kafka {embedded.kafka_version()} (embedded) and {_valkey_version(running)}")
+        _broker.append(f"Apache Kafka {jars.kafka_version()} (embedded) and {_valkey_version(running)}")
         yield Settings(bootstrap=running.bootstrap, redis=running.redis_url)
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class Clock:
     def measured(self, **more: Any) -> Measured:
         """The rates between the first mark and the last."""
         assert self._from is not None  # noqa: S101 - an engine ends only after its events
-        count, wall_s = self._to[0] - self._from[0], self._to[1] - self._from[1]
+        count = self._to[0] - self._from[0]
+        wall_s = self._to[1] - self._from[1]
         return Measured(count / wall_s, (self._to[2] - self._from[2]) / count, **more)
 
 
@@ -85,7 +86,7 @@ def run_ours(run: Run) -> Measured:
 
 def run_scoring(run: Run) -> Measured:
     """The same with pairs and lists: candidates, features, an ONNX scorer, diversity. Shares of the stages."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     last_s = time.perf_counter()
 
     def tick(stage: str) -> None:
@@ -99,7 +100,7 @@ def run_scoring(run: Run) -> Measured:
     task.shelf.catch_up()
     measured = _work(run, task, Clock())
     total = sum(spent.values())
-    shares = {stage: round(s / total, 4) for stage, s in spent.most_common()}
+    shares = {stage: round(s / total, 4) for stage, s in sorted(spent.items(), key=lambda pair: -pair[1])}
     return msgspec.structs.replace(measured, stage_share=shares, candidates=models.rows / max(task.counts["slates"], 1))
 
 

@@ -1,13 +1,17 @@
 """`slatecast evaluate`: how good the lists would have been at past moments, beside what they have to beat."""
 
 from math import exp
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from streams.cli.options import json_option, print_json, stderr, steps
+from recsys.catalogue import item_text
+from streams.cli.options import connection_options, json_option, print_json, stderr, steps
+from streams.settings import Settings
 
 if TYPE_CHECKING:  # the models come with SciPy, and `slatecast --help` must not wait for it
     from models.evaluate import Evaluation, Line
@@ -23,8 +27,11 @@ TASKS = {"new": "what the user had not bought before", "all": "repeats count too
 @click.option("--min-buyers", type=click.IntRange(min=1), help="Rank items with so many buyers before the moment"
               f"  [5; completejourney {JOURNEY_MIN_BUYERS}]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@connection_options
 @json_option
-def evaluate(source: str, origins: str | None, min_buyers: int | None, seed: int, as_json: bool) -> None:
+def evaluate(
+    settings: Settings, source: str, origins: str | None, min_buyers: int | None, seed: int, as_json: bool
+) -> None:
     """Judge recommendations by what users bought next, at moments in the past.
 
     Every model sees the events before the moment only and ranks the whole catalogue. Task new: what the user has not
@@ -39,8 +46,11 @@ def evaluate(source: str, origins: str | None, min_buyers: int | None, seed: int
               slatecast evaluate completejourney --json
     """
     from models.evaluate import evaluate as judge
-    from models.history import JOURNEY, read_history
+    from models.history import JOURNEY, read_history, sold_items
+    from models.item_vectors import build_text
     from models.origins import MIN_BUYERS, default_origins, parse_origins
+    from models.ours import Ours
+    from models.training import TrainSettings
 
     asked = parse_origins(origins) if origins else None
     with stderr.status(f"reading {source}"):
@@ -49,7 +59,14 @@ def evaluate(source: str, origins: str | None, min_buyers: int | None, seed: int
         asked = default_origins(history)
     least = min_buyers or (JOURNEY_MIN_BUYERS if source == JOURNEY else MIN_BUYERS)
     with steps() as step:
-        result = judge(history, source, asked, min_buyers=least, seed=seed, step=step)
+        # A tower reads texts, not events, so embedding what will be sold later tells the past nothing.
+        sold = sold_items(history, least)
+        texts = [item_text(item) for item, enough in zip(history.items, sold.tolist(), strict=True) if enough]
+        side = build_text(Path(settings.home), texts, progress=lambda done, of: step("embedding items", done, of))
+        vectors = np.zeros((len(history.items), side.vectors.shape[1]), np.float32)
+        vectors[sold] = side.vectors
+        ours = Ours(history, vectors, settings.policy, TrainSettings(), step)
+        result = judge(history, source, asked, ours, min_buyers=least, vectors=vectors, seed=seed, step=step)
     if as_json:
         print_json(result)
         return

@@ -26,6 +26,7 @@ from streams.settings import load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 stderr = Console(stderr=True)
+CONFIG = Path("slatecast.toml")
 
 
 def connection_options(command: F) -> F:
@@ -35,13 +36,14 @@ def connection_options(command: F) -> F:
     @click.option("--redis", help="Redis, redis://host:port/0  [SLATECAST_REDIS]")
     @click.option("--prefix", help="Prefix of topics and keys, one per tenant  [SLATECAST_PREFIX; slatecast.]")
     @click.option("--home", help="Folder of models, jars and embedded data  [SLATECAST_HOME; var]")
-    @click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML); options win over it")
+    @click.option("--config", type=click.Path(path_type=Path), help="Settings file  [slatecast.toml, if there]")
     @wraps(command)
     def with_settings(
         bootstrap: str | None, redis: str | None, prefix: str | None, home: str | None, config: Path | None, **rest: Any
     ) -> Any:
+        file = config or (CONFIG if CONFIG.is_file() else None)
         chosen = {"bootstrap": bootstrap, "redis": redis, "prefix": prefix, "home": home}
-        return command(settings=load_settings(config, chosen, os.environ), **rest)
+        return command(settings=load_settings(file, chosen, os.environ), **rest)
 
     return with_settings  # type: ignore[return-value]
 

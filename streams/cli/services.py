@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 import msgspec
 from rich.table import Table
 
-from streams import clients, embedded
+from streams import clients, embedded, jars
 from streams import topics as topic_plans
 from streams.cli.options import connection_options, json_option, print_json, progress, stderr
 from streams.doctor import examine
@@ -36,13 +37,16 @@ def up(settings: Settings) -> None:
         topic_plans.apply(clients.check_broker(local), local)
         running = running_file(settings.home)
         running.write_bytes(msgspec.json.encode(Running(os.getpid(), services.bootstrap, services.redis_url)))
-        click.echo(f"Kafka {embedded.kafka_version()}  {services.bootstrap}\nValkey        {services.redis_url}")
+        click.echo(f"Kafka {jars.kafka_version()}  {services.bootstrap}\nValkey        {services.redis_url}")
         click.echo("Topics are ready. In another terminal: slatecast load, run, watch. Ctrl-C ends.")
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        stop.wait()
-        running.unlink(missing_ok=True)
+        try:
+            while not stop.wait(0.5):
+                services.check()
+        finally:
+            running.unlink(missing_ok=True)
 
 
 @click.group()
@@ -63,9 +67,9 @@ def fetch(home: str) -> None:
 
 def fetch_jars(home: Path) -> None:
     """With a progress bar, if there is anything to fetch."""
-    if embedded.verify_jars(home):
-        with progress(f"Apache Kafka {embedded.kafka_version()}, 44 MB") as bar:
-            embedded.fetch_kafka(home, lambda done, of, name: bar(done, of))
+    if jars.verify_jars(home):
+        with progress(f"Apache Kafka {jars.kafka_version()}, 44 MB") as bar:
+            jars.fetch_kafka(home, lambda done, of, name: bar(done, of))
 
 
 @click.group()
@@ -116,4 +120,4 @@ def doctor(settings: Settings, as_json: bool) -> None:
             table.add_row(mark, finding.what, finding.found, finding.remedy)
         stderr.print(table)
     if any(finding.verdict == "stop" for finding in findings):
-        raise click.exceptions.Exit(1)
+        sys.exit(1)  # click's own Exit would end as 0: main.py runs it without standalone mode

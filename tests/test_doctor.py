@@ -1,0 +1,110 @@
+"""The doctor on this very machine, well and in several bad states; each finding that stops has a remedy."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from models.registry import CHAMPION, releases_folder
+from streams import clients, doctor, jars, topics
+from streams.doctor import Finding, examine
+from streams.settings import Settings
+
+
+@pytest.fixture
+def well(settings: Settings, home: Path) -> Settings:
+    """Everything there but a release."""
+    shutil.copytree(jars.jars_folder(home), jars.jars_folder(Path(settings.home)))
+    return settings
+
+
+def findings(settings: Settings) -> dict[str, Finding]:
+    found = examine(settings)
+    assert all(finding.remedy for finding in found if finding.verdict != "ok")
+    return {finding.what: finding for finding in found}
+
+
+def test_a_machine_that_is_well_has_nothing_that_stops(well: Settings) -> None:
+    found = findings(well)
+    assert {what: f.verdict for what, f in found.items() if f.verdict != "ok"} == {"release": "warn"}
+    assert "Kafka 4.3.1, jars as locked; openjdk version" in found["embedded services"].found
+    assert found["provider"].found.startswith(("CPUExecutionProvider", "CUDAExecutionProvider"))
+
+
+def test_a_broker_and_a_redis_that_are_down_stop_it_and_show_no_password() -> None:
+    found = findings(Settings(bootstrap="127.0.0.1:9", redis="redis://u:canary@127.0.0.1:9/0", home="missing"))
+    assert found["Kafka"].verdict == found["Redis"].verdict == "stop"
+    assert "slatecast up" in found["Kafka"].remedy
+    assert "canary" not in repr(found)
+    assert "topics" not in found, "nothing can be said of them"
+
+
+def test_topics_that_are_missing_stop_it(well: Settings) -> None:
+    found = findings(msgspec.structs.replace(well, prefix=well.prefix + "bare."))
+    assert (found["topics"].verdict, found["topics"].found) == ("stop", "10 differ")
+    assert found["topics"].remedy == "slatecast topics apply --execute"
+
+
+def test_an_altered_jar_is_told_with_the_command_that_mends_it(well: Settings) -> None:
+    jar = jars.jars_folder(Path(well.home)) / jars.locked_jars()[0].file
+    jar.write_bytes(jar.read_bytes()[:-1])
+    found = findings(well)["embedded services"]
+    assert (found.verdict, found.found, found.remedy) == ("warn", "1 jars missing or altered", "slatecast kafka fetch")
+
+
+@pytest.mark.parametrize("pointer", [b"not JSON", b'{"release":"0123456789abcdef"}'])
+def test_a_release_that_cannot_serve_stops_it(well: Settings, pointer: bytes) -> None:
+    releases = releases_folder(Path(well.home))
+    (releases / "0123456789abcdef").mkdir(parents=True)
+    (releases / CHAMPION).write_bytes(pointer)
+    found = findings(well)["release"]
+    assert found.verdict == "stop"
+    assert found.remedy == "slatecast train makes another"
+
+
+def test_both_onnxruntimes_side_by_side_stop_it(
+    well: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        info = tmp_path / "site" / f"{name}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = findings(well)["onnxruntime"]
+    assert found.verdict == "stop"
+    assert found.remedy.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
+
+
+def test_another_package_called_models_stops_it(
+    well: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "site" / "stranger-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+    (info / "RECORD").write_text("models/__init__.py,,\n")
+    (info / "top_level.txt").write_text("models\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = findings(well)["package models"]
+    assert found.verdict == "stop"
+    assert "stranger" in found.found
+
+
+def test_a_folder_called_models_before_ours_stops_it(well: Settings, tmp_path: Path) -> None:
+    shadow = tmp_path / "models" / "__init__.py"
+    original = doctor.models.__file__
+    doctor.models.__file__ = str(shadow)
+    try:
+        found = findings(well)["package models"]
+    finally:
+        doctor.models.__file__ = original
+    assert found.verdict == "stop"
+    assert "start by the command `slatecast`" in found.remedy
+    assert str(shadow) in found.found
+
+
+def test_the_doctor_changes_nothing(well: Settings) -> None:
+    bare = msgspec.structs.replace(well, prefix=well.prefix + "bare.", home=str(Path(well.home) / "nothing"))
+    examine(bare)
+    assert not Path(bare.home).exists()
+    assert len(topics.diff(clients.admin(bare), topics.plan(bare))) == 10

@@ -1,0 +1,184 @@
+"""A profile is a set: the order of arrival and repeats do not show, and it never outgrows its 4 KiB."""
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shop_helpers import DAY_S, KINDS, T, bought, clicked, identity, made, remember, searched, shown
+
+from recsys.catalogue import item_ref
+from recsys.events import TS_MAX_MS, TS_MIN_MS, Cart, Click, Event, Impression, Purchase, Search, View
+from recsys.profiles import (
+    CART,
+    CLICK,
+    EMPTY,
+    KEEP_IDS,
+    KEEP_PURCHASES,
+    KEEP_QUERIES,
+    KEEP_SHOWN,
+    KEEP_TOUCHES,
+    PROFILE_MAX_BYTES,
+    PURCHASE,
+    QUERY_BYTES,
+    VIEW,
+    Profile,
+    apply,
+    decode_profile,
+    encode_profile,
+    newest_ts_s,
+    read_log,
+)
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
+
+
+def events_at(times: st.SearchStrategy[int], items: int) -> st.SearchStrategy[Event]:
+    common: dict[str, Any] = {"user": st.just("u"), "ts_ms": times, "id": st.sampled_from(["", "a", "b"])}
+    item = st.integers(0, items).map("i{}".format)
+    return st.one_of(
+        *(st.builds(kind, **common, item=item) for kind in KINDS),
+        st.builds(Search, **common, query=TEXTS),
+        st.builds(Impression, **common, items=st.lists(item, min_size=1, max_size=12).map(tuple)),
+    )
+
+
+# Few times and items, so that many events meet in a second; or any, so that the logs overflow.
+CROWDED = events_at(st.integers(0, 9).map(lambda n: T * 1000 + 400 * n), 3)
+SPREAD = events_at(st.integers(TS_MIN_MS, TS_MAX_MS), 10**6)
+
+
+def overflow(seed: int) -> list[Event]:
+    """Three times what each log keeps, of every kind, four events a second."""
+    rng = np.random.default_rng(seed)
+    kinds = [*KINDS, Search, Impression]
+    many: list[Event] = []
+    for kind, count in zip(kinds, (60, 60, 60, 3 * KEEP_PURCHASES, 3 * KEEP_QUERIES, 20), strict=True):
+        for n in range(count):
+            ts_ms, item = (T + int(rng.integers(200))) * 1000, f"i{rng.integers(50)}"
+            if kind is Search:
+                many.append(Search(user="u", ts_ms=ts_ms, query=f"{item} {n}"))
+            elif kind is Impression:
+                many.append(Impression(user="u", ts_ms=ts_ms, items=tuple(f"i{i}" for i in rng.integers(50, size=10))))
+            else:
+                many.append(kind(user="u", ts_ms=ts_ms, item=item))  # type: ignore[call-arg]
+    return many
+
+
+@given(st.lists(CROWDED | SPREAD, max_size=30), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_any_order_and_any_repeats_of_the_same_events_give_the_same_bytes(events: list[Event], random: Any) -> None:
+    again = events + random.choices(events, k=len(events)) if events else []
+    random.shuffle(again)
+    assert encode_profile(remember(*again)) == encode_profile(remember(*events))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_and_repeats_do_not_show_where_the_logs_overflow(seed: int) -> None:
+    events, rng = overflow(seed), np.random.default_rng(seed)
+    expected = remember(*events)
+    assert len(expected.purchases) == 10 * KEEP_PURCHASES
+    assert len(expected.touches) == 11 * KEEP_TOUCHES
+    assert len(expected.shown) == 10 * KEEP_SHOWN
+    assert len(expected.ids) == 10 * KEEP_IDS
+    assert len(expected.queries) == KEEP_QUERIES
+    for _ in range(3):
+        again = [events[at] for at in rng.permutation(np.tile(np.arange(len(events)), 2))]
+        assert encode_profile(remember(*again)) == encode_profile(expected)
+    assert remember(*sorted(events, key=lambda event: -event.ts_ms)) == expected
+
+
+def test_every_order_of_a_second_with_one_event_of_each_kind_is_the_same() -> None:
+    second = [*(made(kind, "i1") for kind in KINDS), searched("mug"), shown(["i1", "i2"])]
+    assert len({encode_profile(remember(*order)) for order in permutations(second)}) == 1
+
+
+@given(st.lists(CROWDED | SPREAD, min_size=1, max_size=30), st.data())
+@settings(deadline=None)
+def test_a_duplicate_leaves_the_very_same_object(events: list[Event], data: st.DataObject) -> None:
+    profile = remember(*events)
+    again = data.draw(st.sampled_from(events))
+    assert apply(profile, again, identity(again)) is profile
+
+
+def test_a_duplicate_that_the_ring_has_forgotten_still_changes_nothing() -> None:
+    events = overflow(0)
+    profile = remember(*events)
+    assert all(apply(profile, event, identity(event)) is profile for event in events)
+
+
+def test_two_events_that_differ_only_in_their_id_are_two() -> None:
+    one = made(Click, "i1", id="a")
+    after = apply(remember(one), made(Click, "i1", id="b"), b"other.")
+    assert after != remember(one)
+    assert after.touches == remember(one).touches
+
+
+def test_an_event_older_than_all_that_is_kept_changes_nothing() -> None:
+    profile = remember(*(bought(f"i{n}", days_ago=n / 10) for n in range(KEEP_PURCHASES)))
+    old = bought("old", days_ago=400)
+    assert apply(profile, old, identity(old)) is profile
+
+
+def test_a_late_event_that_still_belongs_is_kept_in_its_place() -> None:
+    profile = remember(*(bought(f"i{n}", days_ago=n) for n in range(KEEP_PURCHASES)), bought("late", days_ago=1.5))
+    log = read_log(profile.purchases)
+    assert log.ts_s.tolist() == sorted(log.ts_s.tolist())
+    assert log.refs[-3:].tolist() == [item_ref("late"), item_ref("i1"), item_ref("i0")]
+    assert len(log.refs) == KEEP_PURCHASES
+    assert item_ref(f"i{KEEP_PURCHASES - 1}") not in log.refs  # the oldest made room
+
+
+def test_a_late_impression_does_not_push_out_what_was_shown_since() -> None:
+    newest = shown([f"new{n}" for n in range(KEEP_SHOWN)])
+    assert remember(newest, shown(["old"], days_ago=1)).shown == remember(newest).shown
+
+
+@given(st.lists(CROWDED | SPREAD, max_size=40))
+@settings(deadline=None)
+def test_a_profile_is_read_back_from_its_bytes(events: list[Event]) -> None:
+    profile = remember(*events)
+    data = encode_profile(profile)
+    assert decode_profile(data) == profile
+    assert len(data) <= PROFILE_MAX_BYTES
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "日", "\U0001f600"])
+def test_the_fullest_profile_fits(letter: str) -> None:
+    times = [TS_MAX_MS - 1000 * n for n in range(3 * KEEP_PURCHASES)]
+    full = remember(
+        *(Purchase(user="u", item=f"{n}", ts_ms=ts_ms) for n, ts_ms in enumerate(times)),
+        *(Cart(user="u", item=f"{n}", ts_ms=ts_ms) for n, ts_ms in enumerate(times)),
+        *(Search(user="u", query=letter * 1000, ts_ms=ts_ms) for ts_ms in times[:50]),
+        Impression(user="u", items=tuple(f"{n}" for n in range(200)), ts_ms=TS_MAX_MS),
+    )
+    assert PROFILE_MAX_BYTES * 0.97 < len(encode_profile(full)) <= PROFILE_MAX_BYTES
+    assert all(QUERY_BYTES - 4 < len(text.encode()) <= QUERY_BYTES for _, text in full.queries)
+
+
+def test_a_log_is_read_as_columns_oldest_first() -> None:
+    profile = remember(clicked("a", 2), made(Cart, "b", 1), made(View, "c", 3), bought("d", 4), shown(["e"], 5))
+    log = read_log(profile.touches, touch=True)
+    assert log.ts_s.tolist() == [T - 3 * DAY_S, T - 2 * DAY_S, T - DAY_S]
+    assert log.refs.tolist() == [item_ref(item) for item in "cab"]
+    assert log.actions.tolist() == [VIEW, CLICK, CART]
+    assert read_log(profile.purchases).actions.tolist() == [PURCHASE]
+    assert read_log(profile.shown).refs.tolist() == [item_ref("e")]
+    assert len(read_log(b"").ts_s) == len(read_log(b"", touch=True).refs) == 0
+
+
+def test_queries_keep_the_newest_and_their_text() -> None:
+    profile = remember(*(searched(f"query {n}", days_ago=n) for n in range(10)), searched("query 0"))
+    assert profile.queries == tuple((T - n * DAY_S, f"query {n}") for n in reversed(range(KEEP_QUERIES)))
+
+
+def test_the_newest_moment_is_that_of_any_event() -> None:
+    assert newest_ts_s(EMPTY) == 0
+    assert newest_ts_s(remember(bought("a", 2), searched("b", 1), clicked("c", 3))) == T - DAY_S
+
+
+def test_an_empty_profile_is_a_few_bytes() -> None:
+    assert decode_profile(encode_profile(EMPTY)) == EMPTY == Profile()
+    assert len(encode_profile(EMPTY)) < 12

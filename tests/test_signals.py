@@ -1,0 +1,298 @@
+"""What the crowd says, by hand: pairs, interest, decay, the fifty heaviest neighbours, and all of it as arrays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shop_helpers import DAY_S, T, bought, clicked, crowd, live, made, names, plain, remember, searched, shown
+
+from recsys.catalogue import Item, item_ref
+from recsys.events import Cart, Event, View
+from recsys.profiles import EMPTY
+from recsys.signals import (
+    KEEP_NEIGHBOURS,
+    LONG_S,
+    PAIR_PARTNERS,
+    SHORT_S,
+    Increment,
+    Signal,
+    SignalTable,
+    Tally,
+    absorb,
+    merge,
+    neighbour_scores,
+)
+
+A, B, C = item_ref("a"), item_ref("b"), item_ref("c")
+MINUTE = 1 / 1440  # of a day
+
+
+def tally(*events: Event) -> dict[str | int, Increment]:
+    """Increments of one user's events, one after the other."""
+    counted = Tally()
+    for at, event in enumerate(events):
+        counted.add(event, remember(*events[:at]))
+    return dict(counted.increments())
+
+
+# --- what events add --------------------------------------------------------------------------------------------------
+
+
+def test_a_basket_of_three_makes_three_pairs_each_seen_from_both_ends() -> None:
+    found = tally(bought("a"), bought("b"), bought("c"))
+    assert dict(found["c"].partners) == {A: 1.0, B: 1.0}
+    assert dict(found["b"].partners) == {A: 1.0}
+    assert dict(found[A].partners) == {B: 1.0, C: 1.0}
+    assert dict(found[B].partners) == {C: 1.0}
+    assert not found["a"].partners
+
+
+def test_a_pair_weighs_the_product_of_the_surest_actions() -> None:
+    found = tally(made(View, "a", 3 * MINUTE), made(Cart, "a", 2 * MINUTE), clicked("b", MINUTE))
+    assert found["b"].partners == ((A, pytest.approx(0.3 * 0.6)),)
+
+
+def test_an_item_is_no_partner_of_itself() -> None:
+    assert not any(inc.partners for inc in tally(clicked("a", MINUTE), bought("a")).values())
+
+
+@pytest.mark.parametrize(("days", "together"), [(1.0, True), (1.00002, False), (-1.0, True), (-1.00002, False)])
+def test_what_is_touched_within_a_day_belongs_together_late_or_not(days: float, together: bool) -> None:
+    found = tally(bought("a", days_ago=5), bought("b", days_ago=5 - days))
+    assert bool(found["b"].partners) is together
+
+
+def test_a_late_event_meets_those_of_its_own_day() -> None:
+    found = tally(bought("a", days_ago=5), bought("x", days_ago=1), bought("b", days_ago=5))
+    assert dict(found["b"].partners) == {A: 1.0}
+
+
+def test_a_wholesalers_basket_pairs_each_line_with_the_newest_few() -> None:
+    basket = [bought(f"i{n}", days_ago=(100 - n) * MINUTE) for n in range(100)]
+    found = tally(*basket)
+    assert [ref for ref, _ in found["i99"].partners] == [item_ref(f"i{n}") for n in range(98, 98 - PAIR_PARTNERS, -1)]
+
+
+def test_a_users_thousand_clicks_of_a_day_are_one_interest() -> None:
+    found = tally(*(clicked("a", days_ago=n / 100) for n in range(90, 0, -1)))
+    assert (found["a"].interest, found["a"].buyers) == (0.3, 0)
+
+
+def test_a_click_and_the_purchase_after_it_are_one_purchase() -> None:
+    found = tally(made(View, "a", 2 * MINUTE), clicked("a", MINUTE), bought("a"), clicked("a"))
+    assert (found["a"].interest, found["a"].buyers, found["a"].repeats) == (pytest.approx(1.0), 1, 0)
+
+
+def test_who_comes_back_another_day_is_interested_again_and_a_repeat() -> None:
+    found = tally(bought("a", days_ago=9), bought("a", days_ago=2), bought("a", days_ago=2 - MINUTE))
+    assert (found["a"].interest, found["a"].buyers, found["a"].repeats) == (2.0, 2, 1)
+
+
+def test_showings_are_counted_each_and_searches_not_at_all() -> None:
+    found = tally(shown(["a", "b"], 1), shown(["a"]), searched("a"))
+    assert {key: inc.shown for key, inc in found.items()} == {"a": 2, "b": 1}
+    assert not any(inc.interest or inc.partners for inc in found.values())
+
+
+def test_an_increment_is_as_new_as_the_newest_event_on_its_item() -> None:
+    found = tally(bought("a", 2), bought("b", 1), bought("a", 3))
+    assert (found["a"].ts_s, found["b"].ts_s) == (T - 2 * DAY_S, T - DAY_S)
+
+
+def test_a_batch_makes_one_increment_a_key_however_many_users_are_in_it() -> None:
+    counted = Tally()
+    for user in range(30):
+        counted.add(bought("b", user=f"u{user}"), remember(bought("a", MINUTE, user=f"u{user}")))
+    found = list(counted.increments())
+    assert [key for key, _ in found] == ["b", A]
+    assert found[0][1] == Increment(T, ((A, 30.0),), interest=30.0, buyers=30)
+    assert found[1][1] == Increment(T, ((B, 30.0),))
+
+
+def test_no_events_add_nothing() -> None:
+    assert not list(Tally().increments())
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+INCREMENTS = st.builds(
+    Increment,
+    st.just(T) | st.integers(T - 30 * DAY_S, T),
+    st.dictionaries(st.integers(1, 20), st.floats(0.01, 5), max_size=4).map(lambda found: tuple(found.items())),
+    st.floats(0, 5),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.integers(0, 9),
+)
+
+
+def same(one: Signal, two: Signal) -> None:
+    assert (one.ts_s, one.buyers, one.repeats) == (two.ts_s, two.buyers, two.repeats)
+    assert (one.short, one.long, one.exposure) == pytest.approx((two.short, two.long, two.exposure))
+    assert dict(one.neighbours) == pytest.approx(dict(two.neighbours))
+
+
+def fold(increments: Sequence[Increment], signal: Signal = Signal()) -> Signal:  # noqa: B008 - frozen
+    for inc in increments:
+        signal = absorb(signal, inc)
+    return signal
+
+
+def test_figures_halve_after_their_half_life() -> None:
+    inc = Increment(T, ((A, 8.0),), interest=8.0, buyers=3, repeats=1, shown=8)
+    later = absorb(absorb(Signal(), inc), Increment(T + SHORT_S))
+    assert (later.short, later.exposure) == (4.0, 4.0)
+    assert later.long == pytest.approx(8 * 0.5 ** (1 / 8))
+    assert (later.buyers, later.repeats, later.ts_s) == (3, 1, T + SHORT_S)
+    latest = absorb(later, Increment(T + LONG_S))
+    assert (latest.short, latest.long, latest.neighbours) == (8 / 2**8, pytest.approx(4.0), ((A, pytest.approx(4.0)),))
+
+
+def test_a_late_increment_counts_with_what_decay_has_left_of_it() -> None:
+    late = absorb(Signal(ts_s=T), Increment(T - SHORT_S, ((A, 1.0),), interest=1.0, buyers=1, shown=2))
+    assert (late.ts_s, late.short, late.exposure, late.buyers) == (T, 0.5, 1.0, 1)
+    assert late.neighbours == ((A, pytest.approx(0.5 ** (1 / 8))),)
+
+
+@given(st.lists(INCREMENTS, max_size=6).flatmap(lambda found: st.tuples(st.just(found), st.permutations(found))))
+def test_the_order_in_which_increments_arrive_does_not_show(pair: tuple[list[Increment], list[Increment]]) -> None:
+    same(fold(pair[0]), fold(pair[1]))
+
+
+@given(INCREMENTS, st.lists(INCREMENTS, min_size=1, max_size=6))
+def test_increments_of_one_moment_merged_first_are_the_same(before: Increment, batch: list[Increment]) -> None:
+    batch = [Increment(T, inc.partners, inc.interest, inc.buyers, inc.repeats, inc.shown) for inc in batch]
+    merged = batch[0]
+    for inc in batch[1:]:
+        merged = merge(merged, inc)
+    same(fold([merged], fold([before])), fold(batch, fold([before])))
+
+
+@given(INCREMENTS, INCREMENTS)
+def test_merging_does_not_ask_which_is_first(one: Increment, two: Increment) -> None:
+    forth, back = merge(one, two), merge(two, one)
+    assert dict(forth.partners) == dict(back.partners)
+    assert (forth.ts_s, forth.interest, forth.shown) == (back.ts_s, back.interest, back.shown)
+
+
+def test_the_heaviest_neighbours_are_kept_ties_by_name() -> None:
+    partners = tuple((ref, float(ref % 40)) for ref in range(1, 200))
+    kept = absorb(Signal(), Increment(T, partners)).neighbours
+    assert len(kept) == KEEP_NEIGHBOURS
+    assert kept == tuple(sorted(partners, key=lambda pair: (-pair[1], pair[0])))[:KEEP_NEIGHBOURS]
+
+
+# --- as arrays --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_grows_with_the_catalogue_and_keeps_what_it_knew() -> None:
+    catalogue = plain(1000)
+    table = SignalTable(catalogue)
+    table.update(7, Signal(T, ((item_ref("i8"), 2.0),), 3.0, 4.0, 5.0, 6, 1))
+    for n in range(1000, 2500):
+        catalogue.upsert(Item(item=f"i{n}", title="late"))
+    table.grow()
+    assert (table.neighbours[7, 0], table.weights[7, 0], table.buyers[7]) == (8, 2.0, 6)
+    table.update(2400, Signal(T, ((item_ref("i2499"), 1.0), (item_ref("i3"), 0.5)), 9.0))
+    rows = np.arange(2500)
+    assert table.neighbours[2400, :3].tolist() == [2499, 3, -1]
+    assert table.trending(T, 5).tolist() == [2400, 7]
+    assert table.decayed("long", rows, T).sum() == 4.0
+    found, scores = neighbour_scores(table, np.array([7, 2400]), np.ones(2))
+    assert found.tolist() == [3, 8, 2499]
+    assert scores == pytest.approx([0.5, 2 / np.sqrt(7), 1.0])
+
+
+def test_an_update_makes_room_for_its_row_itself() -> None:
+    catalogue = plain(0)
+    table = SignalTable(catalogue)
+    for n in range(1500):
+        table.update(catalogue.upsert(Item(item=f"i{n}", title="x")), Signal(T, short=1.0))
+    assert table.short[:1500].sum() == 1500
+    assert table.version == 1500
+
+
+def test_a_neighbour_that_the_catalogue_does_not_know_is_left_out() -> None:
+    table = SignalTable(plain(3))
+    table.update(0, Signal(T, ((123456, 9.0), (item_ref("i2"), 1.0))))
+    assert neighbour_scores(table, np.array([0]), np.ones(1))[0].tolist() == [2]
+
+
+def test_a_newer_state_replaces_all_of_the_older() -> None:
+    table = SignalTable(plain(4))
+    table.update(0, Signal(T, tuple((item_ref(f"i{n}"), 1.0) for n in (1, 2, 3))))
+    table.update(0, Signal(T, ((item_ref("i3"), 1.0),)))
+    assert neighbour_scores(table, np.array([0]), np.ones(1))[0].tolist() == [3]
+
+
+def test_neighbours_of_several_items_add_up_and_popular_ones_are_damped() -> None:
+    table = SignalTable(plain(4))
+    for row, pairs, buyers in ((0, {3: 2.0}, 3), (1, {3: 1.0, 2: 4.0}, 0), (2, {}, 8), (3, {}, 15)):
+        table.update(row, Signal(T, tuple((item_ref(f"i{n}"), w) for n, w in pairs.items()), buyers=buyers))
+    found, scores = neighbour_scores(table, np.array([0, 1]), np.array([1.0, 0.5]))
+    assert found.tolist() == [2, 3]
+    assert scores == pytest.approx([0.5 * 4 / (1 * 3), 2 / (2 * 4) + 0.5 * 1 / (1 * 4)])
+
+
+def test_no_items_have_no_neighbours() -> None:
+    found, scores = neighbour_scores(SignalTable(plain(4)), np.empty(0, np.int64), np.empty(0))
+    assert (len(found), len(scores)) == (0, 0)
+
+
+def test_what_trends_is_what_different_users_want_lately() -> None:
+    events = [clicked("i0", 1 + n * MINUTE, "bot") for n in range(200, 0, -1)]
+    events += [clicked("i1", 1 - n / 100, f"u{n}") for n in range(4)]
+    events += [bought("i2", 60 - n / 100, f"v{n}") for n in range(9)]  # eight half-lives ago
+    shop, _ = live(plain(6), sorted(events, key=lambda event: event.ts_ms))
+    assert names(shop.catalogue, shop.signals.trending(T, 9)) == ["i1", "i0", "i2"]
+    assert names(shop.catalogue, shop.signals.trending(T, 1)) == ["i1"]
+
+
+def test_nothing_trends_that_nobody_wants_or_that_is_not_to_be_had() -> None:
+    catalogue = plain(3)
+    catalogue.remove("i1")
+    shop, _ = live(catalogue, [bought("i1"), bought("i2")])
+    assert shop.signals.trending(T, 9).tolist() == [2]
+
+
+def test_trending_is_renewed_with_the_minute() -> None:
+    table = SignalTable(plain(3))
+    table.update(0, Signal(T, short=1.0))
+    assert table.trending(T, 9).tolist() == [0]
+    table.update(1, Signal(T, short=2.0))
+    assert table.trending(T + 60, 9).tolist() == [1, 0]
+
+
+def test_overexposure_is_to_the_average_item() -> None:
+    shop, _ = live(plain(4), [shown(["i0"] * 7 + ["i1"])])
+    assert shop.signals.overexposure(np.arange(4), T) == pytest.approx(np.log1p([7 / 2, 1 / 2, 0, 0]))
+
+
+def test_a_single_showing_in_a_shop_that_showed_nothing_is_hardly_a_penalty() -> None:
+    shop, _ = live(plain(1000), [shown(["i0"])])
+    assert shop.signals.overexposure(np.array([0]), T) == pytest.approx([np.log1p(1 / 0.1)])
+    nothing, _ = live(plain(0))
+    assert nothing.signals.overexposure(np.empty(0, np.int64), T).tolist() == []
+
+
+@given(st.integers(0, 50), st.sampled_from([1, 7, 1000]))
+@settings(deadline=None, max_examples=10)
+def test_the_size_of_a_batch_changes_figures_by_no_more_than_the_decay_within_it(seed: int, batch: int) -> None:
+    events = [event for event in crowd(seed) if event.ts_ms > (T - DAY_S) * 1000]
+    one, _ = live(plain(40), events)
+    other, _ = live(plain(40), events, batch)
+    rows = np.arange(40)
+    for name, half_life_s in (("short", SHORT_S), ("long", LONG_S), ("exposure", SHORT_S)):
+        exact, batched = one.signals.decayed(name, rows, T), other.signals.decayed(name, rows, T)
+        assert (batched >= exact * 0.999).all()
+        assert (batched * 0.5 ** (DAY_S / half_life_s) <= exact * 1.001).all()
+    np.testing.assert_array_equal(one.signals.buyers, other.signals.buyers)
+
+
+def test_an_event_of_a_user_without_a_past_makes_no_pairs() -> None:
+    counted = Tally()
+    counted.add(bought("a"), EMPTY)
+    assert dict(counted.increments()) == {"a": Increment(T, (), interest=1.0, buyers=1)}

@@ -1,0 +1,337 @@
+"""The transactional loop on the real broker: what it restores, what it commits, and how it ends.
+
+A task that only counts stands in for the ranker: every count is state, and every count is said.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import msgspec
+import pytest
+from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from hypothesis import given
+from hypothesis import strategies as st
+from stream_helpers import read_topic, send, send_events
+
+from recsys.events import Click, decode_event, encode_event, event_hash
+from recsys.profiles import EMPTY, apply, encode_profile
+from streams import clients
+from streams.lag import records_behind
+from streams.records import Output, Record
+from streams.roles import Supervisor
+from streams.settings import Settings
+from streams.state import State, end_offsets, read_to, restore
+from streams.worker import Stopped, Worker
+
+Wait = Callable[..., None]
+ROLE = "counter"
+
+
+class Count:
+    """Counts the records of every key; says each count on `slates`."""
+
+    topic, changelog, batch_limit = "events", "profiles", 500
+
+    def __init__(self, settings: Settings) -> None:
+        self.says = settings.prefix + "slates"
+        self.batches: list[list[tuple[int, int]]] = []  # (partition, offset) of every batch, failed ones included
+        self.begun = threading.Event()
+        self.commits = 0
+        self.before_commit: Callable[[], None] = lambda: None
+        self.value: Callable[[int], bytes] = lambda n: b"%d" % n
+
+    def refresh(self) -> None:
+        """Nothing to read."""
+
+    def process(self, records: Sequence[Record], state: State) -> list[Output]:
+        """One more for each record."""
+        self.begun.set()
+        self.batches.append([(record.partition, record.offset) for record in records])
+        outputs = []
+        for record in records:
+            key = (record.key or b"").decode()
+            n = int(state.get(record.partition, key) or 0) + 1
+            state.put(record.partition, key, b"%d" % n)
+            outputs.append(Output(self.says, record.key, self.value(n)))
+        self.before_commit()
+        return outputs
+
+    def committed(self) -> None:
+        """The batch is durable."""
+        self.commits += 1
+
+
+class Running(Worker):
+    """A worker in a thread, which says when it begins to restore, and with what it ended."""
+
+    def __init__(self, settings: Settings, task: Count, instance: str) -> None:
+        super().__init__(settings, ROLE, task, instance)
+        self.stop, self.restoring, self.error = threading.Event(), threading.Event(), None
+        self.thread = threading.Thread(target=self._work)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            self.run(self.stop)
+        except Stopped as error:
+            self.error = error
+
+    def _assigned(self, consumer: object, partitions: list[TopicPartition]) -> None:
+        self.restoring.set()
+        super()._assigned(consumer, partitions)  # type: ignore[arg-type]
+
+    @property
+    def partitions(self) -> set[int]:
+        return set(self._next)
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+class Reader:
+    """A reader that says when it was told of an end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.consumer, self.met_end = clients.reader(settings), threading.Event()
+        self.assign = self.consumer.assign
+
+    def consume(self, *arguments: float) -> list[Message]:
+        messages = self.consumer.consume(*arguments)
+        if any(message.error() for message in messages):
+            self.met_end.set()
+        return messages
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(settings: Settings) -> Iterator[Start]:
+    """Start a worker; all end with the test."""
+    workers: list[Running] = []
+
+    def begin(task: Count | None = None, instance: str = "0", own: Settings = settings) -> Running:
+        workers.append(Running(own, task or Count(settings), instance))
+        return workers[-1]
+
+    yield begin
+    for worker in workers:
+        worker.end()
+
+
+def click(settings: Settings, *users: str) -> None:
+    send(settings, "events", [(user.encode(), b"x") for user in users])
+
+
+def counts(settings: Settings) -> dict[str, int]:
+    """What the changelog says, committed records only."""
+    records = sorted(read_topic(settings, "profiles"), key=lambda record: record.offset)
+    return {(record.key or b"").decode(): int(record.value or b"0") for record in records}
+
+
+def said(settings: Settings) -> Counter[tuple[bytes | None, bytes | None]]:
+    return Counter((record.key, record.value) for record in read_topic(settings, "slates"))
+
+
+def behind(settings: Settings) -> int:
+    return records_behind(clients.admin(settings), settings, ROLE, "events")
+
+
+def uncommitted_ends(settings: Settings, topic: str) -> dict[int, int]:
+    admin, name = clients.admin(settings), settings.prefix + topic
+    return end_offsets(admin, name, clients.partitions_of(admin, name))
+
+
+def open_transaction(settings: Settings, name: str) -> Producer:
+    producer = clients.producer(settings, f"{settings.prefix}{name}")
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    return producer
+
+
+def partition_of(settings: Settings, user: str) -> int:
+    return next(r.partition for r in read_topic(settings, "events") if r.key == user.encode())
+
+
+# --- restoring ---------------------------------------------------------------------------------------------------------
+
+
+def test_state_is_found_again_by_the_next_start(settings: Settings, start: Start, wait_for: Wait) -> None:
+    first = start()
+    click(settings, *"aabbbc")
+    wait_for(lambda: first.processed == 6)
+    first.end()
+    second = start()
+    click(settings, *"acd")
+    wait_for(lambda: second.processed == 3)
+    assert counts(settings) == {"a": 3, "b": 3, "c": 2, "d": 1}
+    assert second.restored == first.task.commits * 0 + len(read_topic(settings, "profiles")) - 3
+    assert sum(said(settings).values()) == 9
+
+
+def test_the_first_start_begins_at_the_oldest_record_that_is_kept(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    click(settings, *"aaaa")
+    admin, topic = clients.admin(settings), settings.prefix + "events"
+    at = partition_of(settings, "a")
+    for future in admin.delete_records([TopicPartition(topic, at, 3)]).values():
+        future.result()
+    worker = start()
+    wait_for(lambda: worker.processed == 1)
+    assert worker.task.batches == [[(at, 3)]]
+
+
+def test_a_restore_reads_to_where_open_transactions_end(settings: Settings, wait_for: Wait) -> None:
+    topic = settings.prefix + "profiles"
+    first = open_transaction(settings, "first")
+    first.produce(topic, b"1", b"a", 0)
+    first.commit_transaction(30)
+    late = open_transaction(settings, "late")
+    late.produce(topic, b"2", b"a", 0)
+    assert late.flush(30) == 0
+    admin, reader = clients.admin(settings), Reader(settings)
+    found: list[dict[int, dict[str, bytes]]] = []
+    restoring = threading.Thread(target=lambda: found.append(restore(admin, reader, topic, [0])[0]))
+    restoring.start()
+    assert reader.met_end.wait(20), "the end for those who read committed records: the open transaction is behind it"
+    assert not found
+    late.commit_transaction(30)
+    restoring.join(20)
+    assert found == [{0: {"a": b"2"}}]
+    reader.consumer.close()
+
+
+def test_a_successor_waits_for_what_its_predecessor_has_begun_to_commit(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    click(settings, *"aa")
+    at = partition_of(settings, "a")
+    member = clients.consumer(settings, f"{settings.prefix}{ROLE}")
+    member.subscribe([settings.prefix + "events"])
+    wait_for(lambda: member.poll(0.1) is not None)
+    predecessor = open_transaction(settings, "predecessor")
+    predecessor.produce(settings.prefix + "profiles", b"1", b"a", at)
+    predecessor.produce(settings.prefix + "slates", b"1", b"a")
+    offsets = [TopicPartition(settings.prefix + "events", at, 1)]
+    predecessor.send_offsets_to_transaction(offsets, member.consumer_group_metadata(), 30)
+    assert predecessor.flush(30) == 0
+    member.close()
+    worker = start()
+    assert worker.restoring.wait(20)
+    assert not worker.task.begun.wait(1), "it must not begin where the predecessor began"
+    predecessor.commit_transaction(30)
+    wait_for(lambda: worker.processed == 1)
+    assert worker.task.batches == [[(at, 1)]]
+    assert said(settings) == {(b"a", b"1"): 1, (b"a", b"2"): 1}
+
+
+def test_state_moves_with_its_partition(settings: Settings, start: Start, wait_for: Wait) -> None:
+    users = [f"u{n}" for n in range(40)]
+    first = start(instance="a")
+    click(settings, *users)
+    wait_for(lambda: first.processed == 40)
+    second = start(instance="b")
+    wait_for(lambda: len(first.partitions) == len(second.partitions) == 2)
+    assert not first.partitions & second.partitions
+    click(settings, *users)
+    wait_for(lambda: first.processed + second.processed == 80)
+    assert second.processed > 0
+    assert counts(settings) == dict.fromkeys(users, 2)
+    assert said(settings) == {(user.encode(), b"%d" % n): 1 for user in users for n in (1, 2)}
+
+
+# --- committing --------------------------------------------------------------------------------------------------------
+
+
+def test_an_aborted_batch_is_processed_again_and_leaves_nothing(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    impatient = msgspec.structs.replace(settings, kafka={"message.timeout.ms": 500})
+    worker = start(own=impatient)
+    click(settings, "a")
+    wait_for(lambda: worker.processed == 1)
+    require_replicas(settings, "slates", 2)  # one broker cannot: what the changelog takes, the output does not
+    click(settings, "a", "b")
+    wait_for(lambda: len(worker.task.batches) > 2)
+    assert worker.task.commits == 1
+    assert counts(settings) == {"a": 1}
+    assert behind(settings) == 2
+    require_replicas(settings, "slates", 1)
+    wait_for(lambda: worker.processed == 3)
+    again = Counter(at for batch in worker.task.batches for at in batch)
+    assert max(again.values()) > 1
+    assert counts(settings) == {"a": 2, "b": 1}, "the overlay of the aborted batch was dropped"
+    assert said(settings) == {(b"a", b"1"): 1, (b"a", b"2"): 1, (b"b", b"1"): 1}
+    assert behind(settings) == 0
+    aborted = sum(uncommitted_ends(settings, "profiles").values()) - len(read_topic(settings, "profiles"))
+    assert aborted > worker.task.commits, "the aborted batch had reached the changelog"
+
+
+def require_replicas(settings: Settings, topic: str, n: int) -> None:
+    entry = ConfigEntry("min.insync.replicas", str(n), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, settings.prefix + topic, incremental_configs=[entry])
+    admin = clients.admin(settings)
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result()
+
+
+def test_an_output_that_the_broker_refuses_ends_the_worker_with_nothing_committed(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    task = Count(settings)
+    task.value = lambda n: bytes(2_000_000)
+    worker = start(task)
+    click(settings, "a")
+    wait_for(lambda: not worker.thread.is_alive())
+    assert "Message size too large" in str(worker.error)
+    assert (len(task.batches), task.commits) == (1, 0)
+    assert (counts(settings), said(settings), behind(settings)) == ({}, {}, 1)
+    mended = start()
+    wait_for(lambda: mended.processed == 1)
+    assert counts(settings) == {"a": 1}
+
+
+def test_an_output_larger_than_the_client_sends_ends_the_worker_too(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    task = Count(settings)
+    task.value = lambda n: bytes(17 * 1024 * 1024)
+    worker = start(task)
+    click(settings, "a")
+    wait_for(lambda: not worker.thread.is_alive())
+    assert "Message size too large" in str(worker.error)
+    assert (counts(settings), behind(settings)) == ({}, 1)
+
+
+def test_an_idle_worker_makes_no_transactions(settings: Settings, wait_for: Wait) -> None:
+    task, stop = Count(settings), threading.Event()
+    steps, at_rest = count(), list[int]()
+
+    def after_step() -> None:
+        if next(steps) == 10:  # a second
+            at_rest.append(transaction_records(settings))
+            click(settings, "a")
+        if task.commits:
+            stop.set()
+
+    Worker(settings, ROLE, task, "0").run(stop, after_step)
+    assert at_rest == [1], "only the producer's registration"
+    wait_for(lambda: transaction_records(settings) > 1)
+
+
+def transaction_records(settings: Settings) -> int:
+    """Records about the counter's transactional id in Kafka's own log of transactions."""
+    admin, consumer, name = clients.admin(settings), clients.reader(settings), "__transaction_state"
+    found: list[Record] = []
+    read_to(consumer, name, end_offsets(admin, name, clients.partitions_of(admin, name)), found.append)
+    consumer.close()
+    return sum(f"{settings.prefix}{ROLE}.0".encode() in (record.key or b"") for record in found)
