@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from recsys.context import Context
 from recsys.signals import neighbour_scores
 
+FADE = 0.7  # each touch counts so much of the one after it: the newest click says best what is wanted now
 SESSION_S = 1800.0  # the usual length of a visit: half an hour without an event ends it
 
 
@@ -46,7 +47,8 @@ def live_touches(context: Context) -> NDArray[np.int64]:
 def ties(context: Context, touched: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """How closely candidates belong to items: (T, C) in [-1, 1].
 
-    The larger of co-visitation, relative to the touched item's strongest neighbour, and text cosine.
+    The larger of co-visitation, relative to the touched item's strongest neighbour, and text cosine; faded by age, so
+    `touched` comes newest first.
     """
     vectors, closeness = context.shop.catalogue.vectors, []
     for row in touched.tolist():
@@ -56,4 +58,5 @@ def ties(context: Context, touched: NDArray[np.int64], rows: NDArray[np.int64]) 
             at = np.minimum(np.searchsorted(near, rows), len(near) - 1)
             together = np.where(near[at] == rows, scores[at] / scores.max(), 0.0)
         closeness.append(np.maximum(together, vectors[rows] @ vectors[row]))
-    return np.array(closeness)
+    faded: NDArray[np.float64] = np.array(closeness) * (FADE ** np.arange(len(touched)))[:, None]
+    return faded

@@ -74,7 +74,8 @@ def recommend(
         if pull is not None:
             relevance = relevance + policy.intent * pull
         relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
-        short = shortlist(relevance, found.ranks, policy.shortlist, policy.voices)
+        size = max(policy.shortlist, policy.slate_size)  # a long list needs a shortlist as long
+        short = shortlist(relevance, found.ranks, size, policy.voices)
         vectors = shop.catalogue.vectors[found.rows[short]]
         chosen = short[
             diversify(policy.diversity, relevance[short], vectors, policy.slate_size, policy.strength).positions

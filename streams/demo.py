@@ -36,10 +36,10 @@ SHOPPER = "you"
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How much is played. The defaults run for about three minutes, `FAST` for less than one."""
 
-    households: int = 800
+    households: int = 600
     warm_days: int = 56
     live_days: int = 14
-    live_s: float = 150.0  # the live days are squeezed into so many seconds
+    live_s: float = 120.0  # the live days are squeezed into so many seconds
     min_buyers: int = 30  # an item that fewer households bought has too little to say (docs/decisions.md)
     seed: int = 7
 

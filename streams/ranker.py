@@ -33,7 +33,7 @@ from streams.tables import TableReader
 log = logging.getLogger(__name__)
 
 QUERY_S = 1800  # a search speaks for the next half hour
-LIVE_BATCH = 256  # ≈ .3 s of list-making at most: what a burst may add to the latency of its last event
+LIVE_BATCH = 32  # ≈ 60 ms of list-making at most: what a burst may add to the wait of its last event
 BULK_BATCH = 2000  # without lists a transaction's 5 ms are best shared by many
 EMBED_PER_REFRESH = 32  # texts, ≈ 80 ms: new items are embedded while serving, but never for long
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shop_helpers import DAY_S, T, bought, clicked, live, look, names, plain, remember, shown
+from shop_helpers import T, bought, clicked, live, look, names, plain, remember, shown
 
 from recsys.candidates import Candidates, default_sources
 from recsys.context import Context, Request
@@ -10,6 +10,7 @@ from recsys.events import Event
 from recsys.filters import filter_candidates
 from recsys.pipeline import Scored, recommend
 from recsys.policy import Policy
+from recsys.profiles import Profile, apply
 
 HOUR = 1 / 24  # of a day
 POLICY = Policy()
@@ -89,21 +90,18 @@ def test_nothing_left_is_an_answer() -> None:
 
 
 def test_a_purchase_removes_the_item_from_later_slates() -> None:
-    shop, profiles = live(
-        plain(30), [bought(f"i{n}", 20 + n, f"u{user}") for user in range(5) for n in range(20, 0, -1)]
-    )
-    before = profiles["u0"]
-    after = remember(*(bought(f"i{n}", 20 + n) for n in range(20, 0, -1)), bought("i7"))
+    habits = [bought(f"i{n}", 20 + n, f"u{user}") for n in range(20, 0, -1) for user in range(5)]
+    shop, profiles = live(plain(30), habits)
+    after = apply(profiles["u0"], bought("i7"), b"bought")
 
-    def slate(profile: object, hours: float) -> list[str]:
-        request = Request("u0", profile, T + hours * 3600)  # type: ignore[arg-type]
-        ranked = lambda features: Scored(None, "rank_fusion")  # noqa: E731
-        draft = recommend([request], shop, default_sources(POLICY), ranked, Policy(slate_size=20))[0]
+    def slate(profile: Profile, hours: float) -> list[str]:
+        request = Request("u0", profile, T + hours * 3600)
+        policy = Policy(slate_size=20)
+        draft = recommend([request], shop, default_sources(policy), lambda features: Scored(None, "none"), policy)[0]
         return [item.item for item in draft.items]
 
-    assert "i7" in slate(before, 0)
+    assert "i7" in slate(profiles["u0"], 0)
     assert "i7" not in slate(after, 0)
     assert "i7" not in slate(after, 3.9)
     assert "i7" in slate(after, 4.1)
-    assert len(slate(after, 0)) == len(slate(before, 0)) - 1
-    assert DAY_S > POLICY.cooldown_h * 3600
+    assert len(slate(after, 0)) == len(slate(profiles["u0"], 0)) - 1

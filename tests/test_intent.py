@@ -91,7 +91,7 @@ def test_live_touches_are_distinct_newest_first_and_a_later_look_revives_what_wa
 def test_ties_are_relative_to_the_strongest_neighbour_or_cosines() -> None:
     context = look(shop_of_five())
     assert ties(context, np.array([0, 3]), ROWS[::-1]) == pytest.approx(
-        np.array([[-0.0, 0.5, 0.5, 1, 1], [-0.0, 1, 3**0.5 / 2, 3**0.5 / 2, 0.5]]), abs=1e-6
+        np.array([[0, 0.5, 0.5, 1, 1], [0, 1, 3**0.5 / 2, 3**0.5 / 2, 0.5]]), abs=1e-6
     )
 
 

@@ -14,8 +14,10 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from recsys.catalogue import Item, encode_item
-from recsys.events import Cart, Click, Event, Purchase, View, encode_event
+from recsys.catalogue import Item, encode_item, item_ref
+from recsys.events import Cart, Click, Event, Purchase, View, encode_event, event_hash
+from recsys.profiles import EMPTY, Profile, apply
+from recsys.signals import Signal, Tally, absorb
 from streams import clients, topics
 from streams.bench.engines import Measured, Run
 from streams.settings import Settings
@@ -82,7 +84,7 @@ def _measure(settings: Settings, engine: str) -> Measured:
     """Topics of its own, the same events, one engine alone."""
     topics.apply(clients.check_broker(settings), settings)
     if engine == "scoring":
-        _produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+        _stock(settings)
     events = make_events(EVENTS[engine], 1, time.time_ns() // 1_000_000)
     _produce(settings, "events", [(event.user, encode_event(event)) for event in events])
     module = "streams.bench.faust_peer" if engine == "faust" else "streams.bench.engines"
@@ -102,7 +104,7 @@ def _measure(settings: Settings, engine: str) -> Measured:
 def _latency(settings: Settings, rate: float) -> list[float]:
     """Milliseconds from produce to a list that a read_committed subscriber has, at a steady rate of events."""
     topics.apply(clients.check_broker(settings), settings)
-    _produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+    _stock(settings)
     count = int(rate * LATENCY_S)
     run = Run("scoring", settings, count)
     command = [sys.executable, "-P", "-m", "streams.bench.engines"]
@@ -136,6 +138,22 @@ def _watch(settings: Settings, count: int, rate: float) -> list[float]:
                 waits_ms.append((time.perf_counter() - begun_s) * 1000)
     watching.close()
     return waits_ms
+
+
+def _stock(settings: Settings) -> None:
+    """The catalogue, and the signals of 50,000 earlier events: without neighbours there would be few candidates."""
+    _produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+    tally, profiles = Tally(), dict[str, Profile]()
+    for event in make_events(50_000, 3, time.time_ns() // 1_000_000):
+        before = profiles.get(event.user, EMPTY)
+        tally.add(event, before)
+        profiles[event.user] = apply(before, event, event_hash(event, b""))
+    name_of = {item_ref(item.item): item.item for item in make_items()}
+    signals: dict[str, Signal] = {}
+    for key, inc in tally.increments():
+        item = key if isinstance(key, str) else name_of[key]
+        signals[item] = absorb(signals.get(item, Signal()), inc)
+    _produce(settings, "signals", [(item, msgspec.msgpack.encode(signal)) for item, signal in signals.items()])
 
 
 def _produce(settings: Settings, topic: str, pairs: list[tuple[str, bytes]]) -> None:

@@ -156,19 +156,19 @@ class View:
             return
         before = {item.item for item in shopper.before.items}
         stderr.print(f'\n[bold]One shopper[/] looked at "{self._titles[shopper.looked]}" and got')
-        stderr.print(self._list(shopper.before))
+        stderr.print(self._list(shopper.before), no_wrap=True, overflow="ellipsis")
         stderr.print(
             f'A click on "[bold]{self._titles[shopper.clicked]}[/]" (simulated); '
             f"{shopper.click_to_slate_s * 1000:.0f} ms later"
         )
-        stderr.print(self._list(shopper.after, new_since=before))
+        stderr.print(self._list(shopper.after, new_since=before), no_wrap=True, overflow="ellipsis")
 
     def _list(self, slate: Slate, new_since: set[str] | None = None) -> Text:
         text = Text(no_wrap=True, overflow="ellipsis")
         for place, item in enumerate(slate.items, 1):
             fresh = new_since is not None and item.item not in new_since
             text.append(f"{place:3}  ").append(f"{item.title:34.34}  ", "bold green" if fresh else "")
-            text.append(item.reason + "\n", "dim")
+            text.append(f"{item.reason:.38}\n", "dim")
         return text
 
 
