@@ -1,4 +1,4 @@
-"""Where candidates come from: six sources, each a few lines behind one Protocol, and how they are gathered.
+"""Where candidates come from: the sources, each a few lines behind one Protocol, and how they are gathered.
 
 A source answers with rows and scores, best first, ties by row; it may offer anything the catalogue has (filters come
 later) and nothing when it has nothing to say. Scores of different sources are not comparable: fusion uses ranks, the
@@ -144,6 +144,22 @@ class NewItems:
         return best(rows, (1 - age_s[rows] / self._new_s) * np.where(known, 2.0, 1.0), limit)
 
 
+class Browse:
+    """What the shop has, while the crowd has said little: a young shop's lists are not empty."""
+
+    name = "browse"
+
+    def find(self, context: Context, limit: int) -> Found:
+        """The user's categories first; nothing once there are enough trending items. O(N) until then."""
+        catalogue = context.shop.catalogue
+        if len(context.shop.signals.trending(context.request.now_s, limit)) >= limit:
+            return _NOTHING
+        rows = np.flatnonzero(catalogue.available[: len(catalogue)])
+        known = np.isin(catalogue.category[rows, 1], np.unique(catalogue.category[context.recent, 1]))
+        rows = rows[np.argsort(~known, kind="stable")][:limit]
+        return Found(rows, np.arange(len(rows), 0, -1) / max(len(rows), 1))
+
+
 class VectorIndex(Protocol):
     """Nearest rows to a vector; an approximate library stands behind the same door for large catalogues."""
 
@@ -175,8 +191,8 @@ def taste_vector(context: Context) -> NDArray[np.float32] | None:
 
 
 def default_sources(policy: Policy) -> tuple[Source, ...]:
-    """The six sources, in the order in which ties between them are resolved."""
-    return (BuyAgain(), CoVisitation(), SearchIntent(), SimilarText(), Trending(), NewItems(policy.new_days))
+    """All sources, in the order in which ties between them are resolved."""
+    return (BuyAgain(), CoVisitation(), SearchIntent(), SimilarText(), Trending(), NewItems(policy.new_days), Browse())
 
 
 def gather(context: Context, sources: Sequence[Source], limit: int) -> Candidates:

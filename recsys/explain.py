@@ -63,6 +63,11 @@ def _new(context: Context, row: int) -> str:
     return f"new in {category}" if category else "new in the shop"
 
 
+def _browse(context: Context, row: int) -> str:
+    category = context.shop.catalogue.items[row].category.rpartition(" > ")[2]
+    return f"found in {category}" if category else "found in the shop"
+
+
 def _title(context: Context, row: "np.int64 | NDArray[np.int64]") -> str:
     return context.shop.catalogue.items[int(row)].title
 
@@ -74,4 +79,5 @@ _REASON = {
     "search_intent": _search,
     "trending": _trending,
     "new_items": _new,
+    "browse": _browse,
 }

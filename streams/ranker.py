@@ -182,8 +182,9 @@ class RankerTask:
         outputs += self._pairs_of(tally)
         self._tick("pairs")
         if wanted:
-            outputs += self._slates_for(wanted, profiles)
-            counts["slates"] += len(wanted)
+            slates = self._slates_for(wanted, profiles)
+            outputs += slates
+            counts["slates"] = len(slates)
         self.batch_limit = LIVE_BATCH if wanted else BULK_BATCH
         self._pending = counts
         return outputs
@@ -216,6 +217,8 @@ class RankerTask:
         made_ms = self._clock_ms()
         outputs = []
         for (event, record), draft in zip(wanted.values(), drafts, strict=True):
+            if not draft.items:  # the catalogue has nothing that may be shown
+                continue
             cause = Cause(
                 record.topic, record.partition, record.offset, str(type(event).__struct_config__.tag), event.ts_ms
             )

@@ -6,6 +6,7 @@ ends them in order. Called by `slatecast run` and by the demo.
 
 import contextlib
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -58,7 +59,8 @@ def run_child() -> None:
     stop = stop_on_signals()
 
     def end_with_parent() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin: its lock, held by this thread, would stop the interpreter's exit
+            pass
         stop.set()
 
     threading.Thread(target=end_with_parent, daemon=True).start()

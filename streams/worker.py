@@ -185,7 +185,9 @@ class Worker:
         """A failed transaction: abort, forget, and go back to where the batch began; or end the process."""
         self._producer.poll(0)  # the reports of its records
         if self._failed is not None and self._failed.code() > 0:  # by the broker, which would say the same again
-            raise Stopped(f"{self.role}: a record was refused: {self._failed.str()}; mend its topic's settings") from None
+            raise Stopped(
+                f"{self.role}: a record was refused: {self._failed.str()}; mend its topic's settings"
+            ) from None
         if error.fatal() or not error.txn_requires_abort():
             raise Stopped(f"{self.role}: {error.str()}; start it again") from None
         log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(records))

@@ -76,7 +76,7 @@ def test_a_click_changes_the_list_and_says_why(settings: Settings, roles: Superv
     before, after = sorted(read_slates(settings), key=lambda slate: slate.cause.offset)
     assert [i.item for i in before.items] != [i.item for i in after.items]
     reasons = {i.item: i.reason for i in after.items}
-    assert reasons["i2"] == "often goes with Thing 1"
+    assert reasons["i2"] == "you just looked at Thing 1"
     redis = clients.redis_client(settings)
     wait_for(lambda: after.id.encode() in (redis.hget(slate_key(settings, "u1"), "body") or b""))
     redis.flushdb()

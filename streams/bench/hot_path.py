@@ -33,7 +33,7 @@ def make_events(count: int, seed: int, now_ms: int) -> list[Event]:
     """Users who walk through a catalogue whose popular items they meet more often; the newest event is now."""
     rng = np.random.default_rng(seed)
     users, kinds = rng.integers(0, USERS, count).tolist(), rng.integers(0, 4, count).tolist()
-    items = np.minimum(rng.zipf(1.3, count), ITEMS - 1).tolist()
+    items = (ITEMS * rng.random(count) ** 2).astype(int).tolist()
     kind_of = (Click, View, Cart, Purchase)
     return [
         kind_of[kind](

@@ -36,6 +36,8 @@ def run(settings: Settings, roles: tuple[str, ...], instance: str, child: bool) 
     if unknown:
         raise click.BadParameter(f"no role {', '.join(sorted(unknown))}; there are {', '.join(ROLES)}")
     clients.check_broker(settings)
+    if not roles or "materialiser" in roles:
+        clients.check_redis(settings)
     stop = stop_on_signals()
     supervisor = Supervisor(settings, roles or ROLES, instance=instance)
     try:
