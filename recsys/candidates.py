@@ -139,9 +139,7 @@ class NewItems:
         with np.errstate(invalid="ignore"):
             age_s = np.maximum(context.request.now_s - catalogue.first_s[:n], 0)
             rows = np.flatnonzero(age_s < self._new_s)  # NaN (unknown) is not new
-        codes = catalogue.category[rows, 1]
-        known = (codes >= 0) & np.isin(codes, np.unique(catalogue.category[context.recent, 1]))
-        return best(rows, (1 - age_s[rows] / self._new_s) * np.where(known, 2.0, 1.0), limit)
+        return best(rows, (1 - age_s[rows] / self._new_s) * np.where(_familiar(context, rows), 2.0, 1.0), limit)
 
 
 class Browse:
@@ -155,9 +153,15 @@ class Browse:
         if len(context.shop.signals.trending(context.request.now_s, limit)) >= limit:
             return _NOTHING
         rows = np.flatnonzero(catalogue.available[: len(catalogue)])
-        known = np.isin(catalogue.category[rows, 1], np.unique(catalogue.category[context.recent, 1]))
-        rows = rows[np.argsort(~known, kind="stable")][:limit]
+        rows = rows[np.argsort(~_familiar(context, rows), kind="stable")][:limit]
         return Found(rows, np.arange(len(rows), 0, -1) / max(len(rows), 1))
+
+
+def _familiar(context: Context, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether an item is of a category (its second level) of the user's recent items; without one it is not."""
+    codes = context.shop.catalogue.category[:, 1]
+    familiar: NDArray[np.bool_] = (codes[rows] >= 0) & np.isin(codes[rows], codes[context.recent])
+    return familiar
 
 
 class VectorIndex(Protocol):

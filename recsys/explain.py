@@ -5,29 +5,22 @@ pulled the item in.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys.candidates import Candidates
 from recsys.context import Context
-from recsys.intent import live_touches, ties
+from recsys.intent import Visit
 from recsys.signals import DAY_S
 
 STRONG_PULL = 0.5  # of 1: from here on it is the visit that put the item there
 
 
-def explain(context: Context, candidates: Candidates, at: int, pull: float) -> tuple[str, str]:
-    """Source and reason of the candidate at a position. pull: of the live visit, 0 without one."""
+def explain(context: Context, candidates: Candidates, at: int, visit: Visit | None) -> tuple[str, str]:
+    """Source and reason of the candidate at a position. visit: what is going on, if anything is."""
     source = candidates.names[int(np.argmin(candidates.ranks[:, at]))]
-    row = int(candidates.rows[at])
-    if pull >= STRONG_PULL and context.request.query_vector is None:
-        return source, _just_touched(context, row)
-    return source, _REASON[source](context, row)
-
-
-def _just_touched(context: Context, row: int) -> str:
-    touched = live_touches(context)
-    closest = int(np.argmax(ties(context, touched, np.array([row]))[:, 0]))
-    return f"you just looked at {_title(context, touched[closest])}"
+    if visit is not None and visit.pull[at] >= STRONG_PULL:
+        because = int(visit.because[at])
+        return source, _search(context, -1) if because < 0 else f"you just looked at {_title(context, because)}"
+    return source, _REASON[source](context, int(candidates.rows[at]))
 
 
 def _bought(context: Context, row: int) -> str:
@@ -41,13 +34,13 @@ def _bought(context: Context, row: int) -> str:
 def _together(context: Context, row: int) -> str:
     signals = context.shop.signals
     pull = (signals.weights[context.recent] * (signals.neighbours[context.recent] == row)).sum(axis=1)
-    return f"often goes with {_title(context, context.recent[int(np.argmax(pull * context.emphasis))])}"
+    return f"often goes with {_title(context, int(context.recent[np.argmax(pull * context.emphasis)]))}"
 
 
 def _similar(context: Context, row: int) -> str:
     vectors = context.shop.catalogue.vectors
     nearest = int(np.argmax(vectors[context.recent] @ vectors[row]))
-    return f"similar to {_title(context, context.recent[nearest])}"
+    return f"similar to {_title(context, int(context.recent[nearest]))}"
 
 
 def _search(context: Context, row: int) -> str:
@@ -68,8 +61,8 @@ def _browse(context: Context, row: int) -> str:
     return f"found in {category}" if category else "found in the shop"
 
 
-def _title(context: Context, row: "np.int64 | NDArray[np.int64]") -> str:
-    return context.shop.catalogue.items[int(row)].title
+def _title(context: Context, row: int) -> str:
+    return context.shop.catalogue.items[row].title
 
 
 _REASON = {

@@ -4,6 +4,7 @@ A model trained on what was bought next week cannot know it; this is what makes 
 Called by the pipeline, which adds it to the score with the policy's weight; nothing happens without a live session.
 """
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +15,15 @@ FADE = 0.7  # each touch counts so much of the one after it: the newest click sa
 SESSION_S = 1800.0  # the usual length of a visit: half an hour without an event ends it
 
 
-def session_pull(context: Context, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """How strongly this visit points to each candidate: (C,) in [0, 1]; None when there is no visit to speak of.
+class Visit(msgspec.Struct, frozen=True):
+    """Where a visit points. pull: (C,) in [0, 1]; because: (C,) the touched row each is closest to, -1 for the query."""
+
+    pull: NDArray[np.float64]
+    because: NDArray[np.int64]
+
+
+def follow_visit(context: Context, rows: NDArray[np.int64]) -> Visit | None:
+    """How strongly this visit points to each candidate (rows ascending), and why; None without a visit to speak of.
 
     The larger of two: the closest tie to an item touched (see `ties`), the text cosine to the query. What was touched
     itself is not pulled: it was seen already.
@@ -23,13 +31,16 @@ def session_pull(context: Context, rows: NDArray[np.int64]) -> NDArray[np.float6
     touched, query = live_touches(context), context.request.query_vector
     if not len(touched) and query is None:
         return None
-    pull = np.zeros(len(rows))
-    if len(touched):
-        pull = ties(context, touched, rows).max(axis=0)
+    pull, because = np.zeros(len(rows)), np.full(len(rows), -1)
+    if len(touched) and len(rows):
+        closeness = ties(context, touched, rows)
+        pull, because = closeness.max(axis=0), touched[closeness.argmax(axis=0)]
         pull[np.isin(rows, touched)] = 0.0
     if query is not None:
-        pull = np.maximum(pull, context.shop.catalogue.vectors[rows] @ query)
-    return np.clip(pull, 0.0, 1.0)
+        answers = context.shop.catalogue.vectors[rows] @ query
+        because = np.where(answers > pull, -1, because)
+        pull = np.maximum(pull, answers)
+    return Visit(np.clip(pull, 0.0, 1.0), because)
 
 
 def live_touches(context: Context) -> NDArray[np.int64]:
@@ -55,7 +66,7 @@ def ties(context: Context, touched: NDArray[np.int64], rows: NDArray[np.int64]) 
     for at, row in enumerate(touched.tolist()):
         known = signals.neighbours[row] >= 0
         near = signals.neighbours[row][known].astype(np.int64)
-        if len(near):
+        if len(near) and len(rows):
             scores = signals.weights[row][known] / np.sqrt(1.0 + signals.buyers[near])
             place = np.minimum(np.searchsorted(rows, near), len(rows) - 1)
             hit = rows[place] == near

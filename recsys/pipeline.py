@@ -17,7 +17,7 @@ from recsys.explain import explain
 from recsys.features import compute_features
 from recsys.filters import filter_candidates
 from recsys.fusion import cut, reciprocal_rank, shortlist
-from recsys.intent import session_pull
+from recsys.intent import follow_visit
 from recsys.policy import Policy
 from recsys.slates import SlateItem
 
@@ -70,9 +70,9 @@ def recommend(
             relevance = 100.0 * reciprocal_rank(found.ranks)  # to the scale of logits, for the penalty's sake
         else:
             relevance = scored.logits[end - len(found.rows) : end, column].astype(np.float64)
-        pull = session_pull(context, found.rows)
-        if pull is not None:
-            relevance = relevance + policy.intent * pull
+        visit = follow_visit(context, found.rows)
+        if visit is not None:
+            relevance = relevance + policy.intent * visit.pull
         relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
         size = max(policy.shortlist, policy.slate_size)  # a long list needs a shortlist as long
         short = shortlist(relevance, found.ranks, size, policy.voices)
@@ -83,7 +83,7 @@ def recommend(
         items = []
         for at in chosen.tolist():
             item = shop.catalogue.items[found.rows[at]]
-            source, reason = explain(context, found, at, 0.0 if pull is None else float(pull[at]))
+            source, reason = explain(context, found, at, visit)
             items.append(SlateItem(item.item, item.title, round(float(relevance[at]), 4), source, reason))
         drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped))
     tick("diversify")

@@ -183,15 +183,12 @@ class Worker:
 
     def _give_up(self, error: KafkaError, records: Sequence[Record]) -> None:
         """A failed transaction: abort, forget, and go back to where the batch began; or end the process."""
-        self._producer.poll(0)  # the reports of its records
-        if self._failed is not None and self._failed.code() > 0:  # by the broker, which would say the same again
-            raise Stopped(
-                f"{self.role}: a record was refused: {self._failed.str()}; mend its topic's settings"
-            ) from None
         if error.fatal() or not error.txn_requires_abort():
             raise Stopped(f"{self.role}: {error.str()}; start it again") from None
-        log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(records))
         self._call(self._producer.abort_transaction, 30)
+        if self._failed is not None and self._failed.code() > 0:  # by the broker, which would say the same again
+            raise Stopped(f"{self.role}: the broker refused a record ({self._failed.str()}); mend its topic's settings")
+        log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(records))
         self.state.drop()
         for partition in _ends(records).keys() & self._next.keys():
             self._consumer.seek(TopicPartition(self.input, partition, self._next[partition]))

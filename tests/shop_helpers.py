@@ -1,6 +1,7 @@
 """A small shop for the tests: items with vectors, one user's events, and the crowd's. All times count back from T."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,14 +89,14 @@ def identity(event: Event) -> bytes:
     return event_hash(event, encode_event(event))
 
 
-def live(catalogue: Catalogue, events: Sequence[Event] = (), batch: int = 1) -> tuple[Shop, dict[str, Profile]]:
-    """The events through profiles and signals in batches, as ranker and aggregator do it."""
+def live(catalogue: Catalogue, events: Sequence[Event] = (), batch: int = 0) -> tuple[Shop, dict[str, Profile]]:
+    """The events through profiles and signals as ranker and aggregator do it, in batches: of a size, or of a moment."""
     shop = Shop(catalogue, SignalTable(catalogue))
     states: dict[int, Signal] = {}
     profiles: dict[str, Profile] = {}
-    for start in range(0, len(events), batch):
+    for _, chunk in groupby(enumerate(events), lambda pair: pair[0] // batch if batch else pair[1].ts_ms):
         tally = Tally()
-        for event in events[start : start + batch]:
+        for _, event in chunk:
             before = profiles.get(event.user, EMPTY)
             after = apply(before, event, identity(event))
             if after is not before:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from shop_helpers import (
     T,
     bought,
@@ -22,13 +23,18 @@ from shop_helpers import (
 )
 
 from recsys.catalogue import Catalogue, item_ref
-from recsys.context import Shop
+from recsys.context import Context, Shop
 from recsys.events import Cart, Event, View
-from recsys.intent import SESSION_S, live_touches, session_pull, ties
+from recsys.intent import FADE, SESSION_S, TOUCHES, follow_visit, live_touches, ties
 from recsys.signals import Signal, SignalTable
 
 MINUTE = 1 / 1440  # of a day
 ROWS = np.arange(5)
+
+
+def session_pull(context: Context, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    visit = follow_visit(context, rows)
+    return None if visit is None else visit.pull
 
 
 def shop_of_five() -> Shop:
@@ -63,9 +69,11 @@ def test_any_touch_pulls_what_belongs_to_it_but_not_itself(kind: type[View | Car
     assert pull == pytest.approx([0, 1, 0.5, 0.5, 0])
 
 
-def test_the_closest_of_several_touches_counts() -> None:
+def test_the_closest_of_several_touches_counts_and_the_newest_most() -> None:
     context = look(shop_of_five(), remember(clicked("i0", 2 * MINUTE), clicked("i2", MINUTE)))
     assert session_pull(context, ROWS) == pytest.approx([0, 1, 0, 3**0.5 / 2, 0], abs=1e-6)
+    context = look(shop_of_five(), remember(clicked("i0", MINUTE), clicked("i4", 0)))
+    assert session_pull(context, ROWS) == pytest.approx([0, FADE, FADE / 2, FADE / 2, 0], abs=1e-6)
 
 
 def test_a_search_pulls_what_answers_it_even_what_was_seen() -> None:
@@ -88,11 +96,23 @@ def test_live_touches_are_distinct_newest_first_and_a_later_look_revives_what_wa
     assert names(context.shop.catalogue, live_touches(context)) == ["i3", "i2", "i1", "i0"]
 
 
-def test_ties_are_relative_to_the_strongest_neighbour_or_cosines() -> None:
-    context = look(shop_of_five())
-    assert ties(context, np.array([0, 3]), ROWS[::-1]) == pytest.approx(
-        np.array([[0, 0.5, 0.5, 1, 1], [0, 1, 3**0.5 / 2, 3**0.5 / 2, 0.5]]), abs=1e-6
+def test_ties_are_relative_to_the_strongest_neighbour_or_cosines_and_fade() -> None:
+    found = ties(look(shop_of_five()), np.array([0, 3]), ROWS)
+    half, root = 0.5, 3**0.5 / 2
+    assert found == pytest.approx(
+        np.array([[1, 1, 0.5, 0.5, -1], FADE * np.array([half, root, root, 1, -half])]), abs=1e-6
     )
+    assert ties(look(shop_of_five()), np.array([0]), np.array([2, 4])) == pytest.approx(np.array([[0.5, -1]]))
+
+
+def test_nothing_to_show_is_pulled_by_nothing() -> None:
+    context = look(shop_of_five(), remember(clicked("i0", MINUTE)))
+    assert session_pull(context, np.empty(0, np.int64)).shape == (0,)  # type: ignore[union-attr]
+
+
+def test_only_the_newest_touches_of_a_visit_count() -> None:
+    context = look(live(plain(9))[0], remember(*(clicked(f"i{n}", n * MINUTE) for n in range(9))))
+    assert live_touches(context).tolist() == list(range(TOUCHES))
 
 
 @given(st.integers(0, 30), st.integers(0, 40), st.booleans())

@@ -34,6 +34,7 @@ from recsys.errors import Misuse
 from recsys.events import Cart, Event, View
 from recsys.explain import explain
 from recsys.features import NAMES
+from recsys.intent import follow_visit
 from recsys.pipeline import Draft, Scored, recommend
 from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile
@@ -125,9 +126,18 @@ def test_a_slate_may_be_longer_than_the_shortlist_of_a_usual_one() -> None:
     assert len(one(shop, ask(), policy).items) == 80
 
 
+def test_a_young_shop_shows_what_it_has() -> None:
+    draft = one(live(plain(3))[0], ask())
+    assert [(item.item, item.reason) for item in draft.items] == [(f"i{n}", "found in the shop") for n in range(3)]
+
+
 def test_a_shop_with_nothing_to_show_gives_an_empty_list() -> None:
-    for shop in (live(Catalogue())[0], live(plain(3))[0]):
-        assert one(shop, ask(remember(clicked("gone")))).items == ()
+    closed = two_shelves()
+    for n in range(10):
+        closed.catalogue.remove(f"i{n}")
+    for shop in (live(Catalogue())[0], closed):
+        for score in (no_model, linear):
+            assert one(shop, ask(remember(clicked("i1", MINUTE), clicked("gone"))), Policy(), score).items == ()
 
 
 def test_what_was_dropped_is_counted(busy: tuple[Shop, dict[str, Profile]]) -> None:
@@ -168,10 +178,12 @@ def test_lists_of_new_items_are_ranked_by_the_head_for_new_items() -> None:
 
 def test_without_logits_lists_are_made_by_rank_fusion_and_say_so() -> None:
     shop, _ = live(plain(4), [bought(f"i{n}", 1, f"u{n}{m}") for n in range(4) for m in range(n + 1)])
-    draft = one(shop, ask(remember(bought("i1", 9), bought("i1", 8), bought("i0", 9))))
+    profile = remember(bought("i1", 9), bought("i1", 8), bought("i0", 9))
+    draft = one(shop, ask(profile), msgspec.structs.replace(RELEVANCE, per_source=4))
     # i3 and i2 trend most; i1 and i0 trend less, and are bought again.
     assert ids(draft) == ["i1", "i0", "i3", "i2"]
-    assert draft.items[0].score == pytest.approx(100 * (1 / 61 + 1 / 63 + 4 / 10_061), abs=1e-4)
+    silent = (len(default_sources(Policy())) - 2) / 10_061
+    assert draft.items[0].score == pytest.approx(100 * (1 / 61 + 1 / 63 + silent), abs=1e-4)
     assert (draft.scorer, draft.degraded_reason) == ("rank_fusion", "no release")
 
 
@@ -275,7 +287,10 @@ def reason(shop: Shop, profile: Profile, item: str, source: str, pull: float = 0
     """Why an item is there, as far as one source says."""
     context: Context = look(shop, profile, shop.catalogue.vectors[0] if query else None, query=query)
     found = gather(context, [s for s in default_sources(Policy()) if s.name == source], 60)
-    named, why = explain(context, found, names(shop.catalogue, found.rows).index(item), pull)
+    visit = follow_visit(context, found.rows)
+    if visit is not None:
+        visit = msgspec.structs.replace(visit, pull=np.full(len(found.rows), pull))
+    named, why = explain(context, found, names(shop.catalogue, found.rows).index(item), visit)
     assert named == source
     return why
 
@@ -334,8 +349,8 @@ def test_the_loudest_source_explains_ties_in_their_order(busy: tuple[Shop, dict[
     context = look(shop, profiles["u2"])
     found = gather(context, default_sources(Policy()), 60)
     for at in range(len(found.rows)):
-        source, _ = explain(context, found, at, 0.0)
-        assert source == found.names[min(range(6), key=lambda s: (found.ranks[s, at], s))]  # noqa: B023
+        source, _ = explain(context, found, at, None)
+        assert source == found.names[min(range(len(found.names)), key=lambda s: (found.ranks[s, at], s))]  # noqa: B023
 
 
 # --- triggers, policies, slates ---------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from shop_helpers import (
 
 from recsys.candidates import (
     ABSENT,
+    Browse,
     CoVisitation,
     Found,
     NewItems,
@@ -39,6 +40,7 @@ from recsys.policy import Policy
 
 SOURCES = {source.name: source for source in default_sources(Policy())}
 EVERY = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+RANKED = pytest.mark.parametrize("source", [s for name, s in SOURCES.items() if name != "browse"], ids=lambda s: s.name)
 PERSONAL = pytest.mark.parametrize("name", ["buy_again", "co_visitation", "similar_text"])
 LIMITS = (1, 2, 3, 7, 20, 59, 60, 500)
 
@@ -65,7 +67,8 @@ def test_an_answer_is_distinct_rows_best_first_ties_by_row_with_scores_above_zer
         found = source.find(context, limit)
         assert found.rows.dtype == np.int64
         assert found.scores.dtype == np.float64
-        assert 0 < len(found.rows) == len(found.scores) <= limit
+        assert len(found.rows) == len(found.scores) <= limit
+        assert len(found.rows) or source.name == "browse"  # which is silent where enough trends
         assert len(np.unique(found.rows)) == len(found.rows)
         assert ((found.rows >= 0) & (found.rows < len(context.shop.catalogue))).all()
         assert np.isfinite(found.scores).all()
@@ -74,7 +77,7 @@ def test_an_answer_is_distinct_rows_best_first_ties_by_row_with_scores_above_zer
         assert order.tolist() == list(range(len(order)))
 
 
-@EVERY
+@RANKED
 @given(st.integers(0, 30))
 @settings(deadline=None, max_examples=8)
 def test_a_short_answer_is_the_beginning_of_a_long_one(source: Source, seed: int) -> None:
@@ -112,15 +115,18 @@ def test_a_personal_source_is_silent_about_a_stranger(name: str) -> None:
     assert not len(SOURCES[name].find(look(shop, remember(bought("gone"), clicked("gone too"))), 10).rows)
 
 
-def test_a_stranger_is_offered_what_trends_and_what_is_new() -> None:
-    shop = a_moment(0).shop
-    found = gather(look(shop), tuple(SOURCES.values()), 10)
-    spoke = {name for name, ranks in zip(found.names, found.ranks, strict=True) if (ranks < ABSENT).any()}
-    assert spoke == {"trending", "new_items"}
+@pytest.mark.parametrize(
+    ("limit", "spoke"), [(10, {"trending", "new_items"}), (60, {"trending", "new_items", "browse"})]
+)
+def test_a_stranger_is_offered_what_trends_what_is_new_and_if_need_be_what_there_is(
+    limit: int, spoke: set[str]
+) -> None:
+    found = gather(look(a_moment(0).shop), tuple(SOURCES.values()), limit)
+    assert spoke == {name for name, ranks in zip(found.names, found.ranks, strict=True) if (ranks < ABSENT).any()}
 
 
-def test_there_are_six_sources_of_different_names() -> None:
-    assert list(SOURCES) == ["buy_again", "co_visitation", "search_intent", "similar_text", "trending", "new_items"]
+def test_every_source_has_a_name_of_its_own() -> None:
+    assert len(SOURCES) == len(default_sources(Policy())) == 7
 
 
 # --- each of them -----------------------------------------------------------------------------------------------------
@@ -189,6 +195,15 @@ def test_new_items_come_newest_first_and_known_categories_before() -> None:
 def test_items_without_a_category_do_not_know_each_other() -> None:
     shop, _ = live(catalogue := new_shop(("mine", "", 300), ("a", "home > mugs", 1), ("b", "", 2), ("c", "home", 3)))
     assert names(catalogue, NewItems(14).find(look(shop, remember(bought("mine"))), 10).rows) == ["a", "b", "c"]
+
+
+def test_browsing_begins_with_the_users_categories_and_leaves_out_what_is_not_to_be_had() -> None:
+    catalogue = new_shop(("a", "home > pans", 9), ("b", "", 9), ("c", "home > mugs", 9), ("d", "home > mugs", 9))
+    shop, _ = live(catalogue)
+    catalogue.remove("d")
+    assert names(catalogue, Browse().find(look(shop, remember(clicked("c"))), 10).rows) == ["c", "a", "b"]
+    assert names(catalogue, Browse().find(look(shop), 2).rows) == ["a", "b"]
+    assert names(catalogue, Browse().find(look(shop, remember(clicked("b"))), 10).rows) == ["a", "b", "c"]
 
 
 def test_an_item_that_comes_tomorrow_is_new() -> None:

@@ -119,23 +119,35 @@ def _latency(settings: Settings, rate: float) -> list[float]:
 
 
 def _watch(settings: Settings, count: int, rate: float) -> list[float]:
-    events = make_events(count, 2, time.time_ns() // 1_000_000)
+    """One event wakes the engine; after its list the rest come at a steady rate."""
     producer, watching = clients.producer(settings), poll_slates(settings, 0.001)
     sent_s: dict[tuple[str, int], float] = {}
     waits_ms: list[float] = []
-    warm_up, at = count // 5, 0  # the first fifth waits for the engine to start
-    begin_s = time.perf_counter()
-    while at < count or time.perf_counter() < begin_s + count / rate + 5:
-        while at < count and time.perf_counter() >= begin_s + at / rate:
-            event = events[at]
-            sent_s[event.user, event.ts_ms] = time.perf_counter()
-            producer.produce(settings.prefix + "events", encode_event(event), event.user.encode())
-            at += 1
+
+    def send(event: Event) -> None:
+        sent_s[event.user, event.ts_ms] = time.perf_counter()
+        producer.produce(settings.prefix + "events", encode_event(event), event.user.encode())
         producer.poll(0)
+
+    def watch() -> None:
         for slate, _ in next(watching):
-            begun_s = sent_s.get((slate.user, slate.cause.ts_ms))
-            if begun_s is not None and slate.cause.ts_ms >= events[warm_up].ts_ms:
+            begun_s = sent_s.pop((slate.user, slate.cause.ts_ms), None)
+            if begun_s is not None:
                 waits_ms.append((time.perf_counter() - begun_s) * 1000)
+
+    events = make_events(count, 2, time.time_ns() // 1_000_000)
+    send(events[0])
+    while not waits_ms:
+        watch()
+    waits_ms.clear()
+    begin_s = time.perf_counter()
+    for at, event in enumerate(events[1:]):
+        while time.perf_counter() < begin_s + at / rate:
+            watch()
+        send(event)
+    end_s = time.perf_counter() + 5
+    while sent_s and time.perf_counter() < end_s:  # a user's older event has no list of its own if a newer one came
+        watch()
     watching.close()
     return waits_ms
 

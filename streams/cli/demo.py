@@ -167,8 +167,8 @@ class View:
         text = Text(no_wrap=True, overflow="ellipsis")
         for place, item in enumerate(slate.items, 1):
             fresh = new_since is not None and item.item not in new_since
-            text.append(f"{place:3}  ").append(f"{item.title:34.34}  ", "bold green" if fresh else "")
-            text.append(f"{item.reason:.38}\n", "dim")
+            text.append(f"{place:3}  ").append(f"{item.title:30.30}  ", "bold green" if fresh else "")
+            text.append(f"{item.reason:.44}\n", "dim")
         return text
 
 

@@ -1,0 +1,374 @@
+"""Training: what it may see, what it learns, what it writes; and that serving answers what was trained."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from past_helpers import DAY_S, T, draw_past, past
+from test_world import vectors_for
+
+from models.examples import EMPTY, LABEL_WINDOW_S, WEEK_S, Lists, join, make_lists, next_sessions
+from models.export import default_weights, export_tower
+from models.history import History
+from models.item_vectors import build_text
+from models.origins import make_origin
+from models.ours import Ours
+from models.registry import Release, champion, open_release, publish
+from models.scorer import Linear
+from models.serving import NoModels, ReleaseModels, open_models
+from models.training import Learner, TrainSettings, fit, judge, train
+from models.world import World
+from recsys.candidates import default_sources
+from recsys.catalogue import item_text, text_hash
+from recsys.errors import Misuse, ModelRejected
+from recsys.features import NAMES
+from recsys.pipeline import Scored
+from recsys.policy import Policy
+from recsys.profiles import VIEW
+
+SOURCES = default_sources(Policy())
+# Small and quick: a habit as plain as that of `rounds` is seen in a few hundred lists.
+SMALL = TrainSettings(cuts=6, batch=16, epochs=8, warm_up_days=42)
+
+
+def silent(what: str, done: int, of: int) -> None:
+    """Progress that nobody watches."""
+
+
+def rounds(users: int = 30, weeks: int = 24) -> History:
+    """Everybody goes round six favourites, one a week: what comes next is what was not bought for longest."""
+    rng = np.random.default_rng(0)
+    favourites = [rng.permutation(30)[:6] for _ in range(users)]
+    rows = [
+        (user, int(favourites[user][week % 6]), 7.0 * (week - weeks) + 0.5 + user / 100)
+        for week in range(weeks)
+        for user in range(users)
+    ]
+    return past(rows, items=30)
+
+
+def make(history: History, cut_s: int, until_s: int, per_cut: int = 1000, seed: int = 0) -> Lists:
+    rng = np.random.default_rng(seed)
+    return make_lists(World(history, vectors_for(history)), cut_s, until_s, SOURCES, Policy(), per_cut, rng)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def labels(rows: list[tuple[int, int, float]], at_days: float = 0, until_days: float = 100) -> dict[int, list[int]]:
+    found = next_sessions(past(rows, items=9), round(T + at_days * DAY_S), round(T + until_days * DAY_S))
+    return {user: items.tolist() for user, items in found.items()}
+
+
+def test_labels_are_the_distinct_items_of_the_next_session() -> None:
+    rows = [(0, 1, -1), (0, 3, 2), (0, 2, 2), (0, 3, 2), (0, 4, 5), (1, 5, 0), (2, 6, -0.01)]
+    assert labels(rows) == {0: [2, 3], 1: [5]}
+
+
+def test_a_user_who_stays_away_for_four_weeks_says_nothing() -> None:
+    window_d = LABEL_WINDOW_S / DAY_S
+    assert labels([(0, 1, window_d - 0.001), (1, 2, window_d)]) == {0: [1]}
+
+
+def test_a_purchase_at_the_end_of_what_may_be_used_is_no_label() -> None:
+    assert labels([(0, 1, 3), (1, 2, 2.999)], until_days=3) == {1: [2]}
+    assert labels([(0, 1, 3)], until_days=0) == {}
+
+
+def test_a_view_is_no_label() -> None:
+    assert next_sessions(past([(0, 1, 1)], items=2, action=VIEW), T, T + 9 * DAY_S) == {}
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn() -> History:
+    return draw_past(0)
+
+
+def test_a_list_holds_what_was_bought_next_and_says_what_was_known(drawn: History) -> None:
+    lists = make(drawn, T, T + 20 * DAY_S)
+    assert lists.features.shape == (lists.ends[-1], len(NAMES))
+    assert len(lists.bought) == len(lists.seen) == lists.ends[-1]
+    assert np.isfinite(lists.features).all()
+    assert len(lists.ends) > 20
+    starts = [0, *lists.ends[:-1].tolist()]
+    assert all(lists.bought[start:end].any() for start, end in zip(starts, lists.ends.tolist(), strict=True))
+    np.testing.assert_array_equal(lists.seen, lists.features[:, NAMES.index("own_count")] > 0)
+
+
+def test_what_happens_at_or_after_the_end_does_not_show_in_the_lists(drawn: History) -> None:
+    until_s = T + 10 * DAY_S
+    known = drawn.before(until_s)
+    elsewhere = msgspec.structs.replace(drawn, item=np.where(drawn.ts_s >= until_s, 0, drawn.item).astype(np.int32))
+    for other in (known, elsewhere):
+        for one, same in zip(columns(make(drawn, T, until_s)), columns(make(other, T, until_s)), strict=True):
+            np.testing.assert_array_equal(one, same)
+
+
+def test_what_happens_at_or_after_the_cut_shows_in_the_labels_only(drawn: History) -> None:
+    shuffled = drawn.item.copy()
+    shuffled[drawn.ts_s >= T] = np.random.default_rng(0).permutation(shuffled[drawn.ts_s >= T])
+    one, other = make(drawn, T, T + 20 * DAY_S), make(msgspec.structs.replace(drawn, item=shuffled), T, T + 20 * DAY_S)
+    rows = {tuple(row) for row in one.features.tolist()}
+    common = [tuple(row) in rows for row in other.features.tolist()]
+    assert np.mean(common) > 0.5  # of the users that have a list in both pasts
+    assert one.bought.tolist() != other.bought.tolist()
+
+
+def columns(lists: Lists) -> list[NDArray[np.generic]]:
+    return [lists.features, lists.bought, lists.seen, lists.ends]
+
+
+def test_a_moment_gives_as_many_lists_as_asked_drawn_by_the_seed(drawn: History) -> None:
+    few, again, others = (make(drawn, T, T + 20 * DAY_S, per_cut=7, seed=seed) for seed in (0, 0, 1))
+    assert 0 < len(few.ends) <= 7
+    np.testing.assert_array_equal(few.features, again.features)
+    assert few.features.shape != others.features.shape or (few.features != others.features).any()
+
+
+def test_a_moment_at_which_nobody_comes_back_gives_no_lists() -> None:
+    history = past([(0, 0, -9), (1, 1, 9)], items=2)  # user 1 has no past, user 0 no future
+    assert columns(make(history, T, T + 20 * DAY_S))[3].tolist() == []
+
+
+def test_lists_are_joined_end_to_end() -> None:
+    some = Lists(np.ones((3, len(NAMES)), np.float32), np.array([1, 0, 1], bool), np.zeros(3, bool), np.array([1, 3]))
+    both = join([some, some])
+    assert both.ends.tolist() == [1, 3, 4, 6]
+    assert both.bought.tolist() == [True, False, True] * 2
+    assert EMPTY.features.shape == (0, len(NAMES))
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    history = rounds()
+    learner = Learner(history, vectors_for(history), SMALL, silent)
+    learner.live_until(int(history.ts_s[-1]) + 1)
+    return learner
+
+
+def test_a_habit_is_learned_that_own_frequency_and_chance_do_not_know(learner: Learner) -> None:
+    learned = judge(learner.fit(hold_out=1), learner.newest)
+    chance = [judge(random_linear(seed), learner.newest)["ndcg_at_10"] for seed in range(20)]
+    # What is due was bought least lately: own frequency puts it behind the other five favourites.
+    assert learned["ndcg_at_10_own_frequency"] == pytest.approx(1 / np.log2(7), abs=0.03)
+    assert learned["ndcg_at_10"] > 0.9
+    assert learned["ndcg_at_10"] > max(*chance, learned["ndcg_at_10_own_frequency"]) + 0.05
+    assert np.mean(chance) < 0.5
+
+
+def random_linear(seed: int) -> Linear:
+    weight = np.random.default_rng(seed).normal(size=(len(NAMES), 2)).astype(np.float32)
+    ones = np.ones(len(NAMES), np.float32)
+    return Linear(weight, np.zeros(2, np.float32), 0 * ones, ones)
+
+
+def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Learner) -> None:
+    history = rounds()
+    again = Learner(history, vectors_for(history), SMALL, silent)
+    again.live_until(int(history.ts_s[-1]) + 1)
+    for name in ("weight", "bias", "mean", "std"):
+        np.testing.assert_array_equal(getattr(again.fit(), name), getattr(learner.fit(), name))
+    lists = join([learner.newest, learner.newest])
+    other = fit(lists, msgspec.structs.replace(SMALL, seed=1), silent)
+    assert (other.weight != fit(lists, SMALL, silent).weight).any()
+
+
+def test_the_head_for_new_items_learns_from_what_was_never_bought() -> None:
+    rng = np.random.default_rng(0)
+    features = np.zeros((4000, len(NAMES)), np.float32)
+    features[:, :3] = rng.normal(size=(4000, 3))
+    seen = np.tile([True, False], 2000)
+    # Among known items feature 0 decides, among unknown ones feature 1; both are bought as often.
+    worth = np.where(seen, features[:, 0], features[:, 1]).reshape(200, 10, 2)
+    bought = (worth == worth.max(axis=1, keepdims=True)).reshape(-1)
+    lists = Lists(features, bought, seen, np.arange(20, 4001, 20))
+    weight = fit(lists, SMALL, silent).weight
+    assert weight[0, 0] > 0.3
+    assert weight[1, 1] > 0.3
+    assert abs(weight[0, 1]) < weight[1, 1] / 3
+    assert np.abs(weight[2]).max() < 0.1
+
+
+def test_a_constant_feature_and_an_outlier_leave_weights_finite() -> None:
+    features = np.random.default_rng(0).normal(size=(60, len(NAMES))).astype(np.float32)
+    features[:, 4], features[7, 5] = 1.0, 1e9
+    bought = np.tile([True, False, False], 20)
+    linear = fit(Lists(features, bought, ~bought, np.arange(3, 61, 3)), SMALL, silent)
+    assert np.isfinite(linear.weight).all()
+    assert (linear.std > 0).all()
+
+
+def test_a_figure_is_the_mean_over_lists_by_hand() -> None:
+    features = np.zeros((5, len(NAMES)), np.float32)
+    features[:, NAMES.index("own_120d")] = [3, 2, 1, 5, 9]
+    weight = np.zeros((len(NAMES), 2), np.float32)
+    weight[NAMES.index("own_120d"), 0] = -1
+    ones = np.ones(len(NAMES), np.float32)
+    lists = Lists(features, np.array([0, 0, 1, 1, 0], bool), np.zeros(5, bool), np.array([3, 5]))
+    found = judge(Linear(weight, np.zeros(2, np.float32), 0 * ones, 3 * ones), lists)
+    assert found == {
+        "ndcg_at_10": 1.0,
+        "ndcg_at_10_own_frequency": round((1 / np.log2(4) + 1 / np.log2(3)) / 2, 4),
+    }
+
+
+@pytest.mark.parametrize(("weeks", "warm_up_days"), [(1, 56), (9, 56), (4, 28), (24, 400)])
+def test_too_little_history_is_said_with_what_would_do(weeks: int, warm_up_days: int) -> None:
+    history = rounds(weeks=weeks)
+    settings = msgspec.structs.replace(SMALL, warm_up_days=warm_up_days)
+    learner = Learner(history, vectors_for(history), settings, silent)
+    with pytest.raises(Misuse, match="load more history, or lower warm_up_days"):
+        learner.live_until(int(history.ts_s[-1]) + 1)
+
+
+def test_a_history_in_which_nobody_comes_back_is_too_little() -> None:
+    history = past([(user, user % 9, user - 200.0) for user in range(200)], items=9)
+    learner = Learner(history, vectors_for(history), SMALL, silent)
+    with pytest.raises(Misuse, match="200 days of history gave 0 weeks"):
+        learner.live_until(T)
+
+
+def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> None:
+    history, told = rounds(), []
+    learner = Learner(history, vectors_for(history), SMALL, lambda *step: told.append(step))
+    end_s = int(history.ts_s[-1]) + 1
+    learner.live_until(end_s - 8 * WEEK_S)
+    assert learner.world.now_s == end_s - 8 * WEEK_S
+    assert told[-1] == ("lists of past weeks", 6, 6)
+    before = learner.newest
+    learner.live_until(end_s)
+    assert len(learner._weeks) == SMALL.cuts
+    assert not any(week is before for week in learner._weeks)
+
+
+# --- our own lists in the protocol ------------------------------------------------------------------------------------
+
+
+def test_our_lists_keep_the_protocols_rules_at_every_origin(drawn: History) -> None:
+    settings = msgspec.structs.replace(SMALL, warm_up_days=14, epochs=1)
+    ours = Ours(drawn, vectors_for(drawn), Policy(), settings, silent)
+    for at_s in (T, T + 14 * DAY_S):
+        origin, truth = make_origin(drawn, at_s)
+        every = ours.rank(origin, "all", 10)
+        fresh = ours.rank(origin, "new", 10)
+        assert every.shape == fresh.shape == (len(origin.users), 10)
+        np.testing.assert_array_equal(ours.rank(origin, "new", 10), fresh)
+        for place, lists in enumerate(zip(every.tolist(), fresh.tolist(), strict=True)):
+            for rows in lists:
+                shown = [row for row in rows if row >= 0]
+                assert shown == rows[: len(shown)]
+                assert len(set(shown)) == len(shown)
+                assert set(shown) <= set(origin.rows.tolist())
+            assert not origin.seen[place, np.searchsorted(origin.rows, [row for row in lists[1] if row >= 0])].any()
+        hits = [bool(set(rows) & hidden) for rows, hidden in zip(every.tolist(), truth.all, strict=True)]
+        assert np.mean(hits) > 0.5
+
+
+# --- a release --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Release]:
+    """A folder with a release made by `train`; the tower is exported once a home, as for the demo."""
+    tower = export_tower(default_weights(), home / "towers")
+    own = tmp_path_factory.mktemp("home")
+    shutil.copytree(tower, own / "towers" / tower.name)
+    return own, train(rounds(), own, "rounds", 1_700_000_000_000, SMALL, None, silent)
+
+
+@pytest.fixture
+def redraft(trained: tuple[Path, Release], tmp_path: Path) -> Callable[[], Path]:
+    """The files of the release, to make another of."""
+
+    def draft() -> Path:
+        return Path(shutil.copytree(trained[1].folder, tmp_path / "draft", copy_function=os.link))
+
+    return draft
+
+
+def test_train_makes_a_champion_that_says_what_it_is(trained: tuple[Path, Release]) -> None:
+    home, release = trained
+    assert champion(home) == release.folder
+    manifest = open_release(release.folder).manifest
+    assert manifest.features == NAMES
+    assert manifest.data == "rounds"
+    assert manifest.data_until_ts_ms == (int(rounds().ts_s[-1]) + 1) * 1000
+    assert manifest.metrics["ndcg_at_10"] > 0.9 > manifest.metrics["ndcg_at_10_own_frequency"]
+    assert not list((home / "releases").glob("draft-*"))
+
+
+def test_a_release_answers_what_was_learned(trained: tuple[Path, Release]) -> None:
+    home, release = trained
+    history, models = rounds(), open_models(release.folder)
+    side = build_text(home, [item_text(item) for item in history.items])
+    learner = Learner(history, side.vectors, SMALL, silent)
+    learner.live_until(int(history.ts_s[-1]) + 1)
+    features = learner.newest.features
+    scored = models.score(features)
+    assert (scored.scorer, scored.degraded_reason) == ("linear_onnx", None)
+    np.testing.assert_allclose(scored.logits, learner.fit().score(features), rtol=1e-4, atol=1e-4)
+    assert models.release == release.id
+    assert models.dim == side.vectors.shape[1]
+    np.testing.assert_array_equal(models.vector(text_hash(item_text(history.items[3]))), side.vectors[3])
+
+
+def test_a_release_for_other_features_is_refused(
+    trained: tuple[Path, Release], redraft: Callable[[], Path], tmp_path: Path
+) -> None:
+    manifest = msgspec.structs.replace(trained[1].manifest, features=("other", *NAMES[1:]))
+    release = publish(tmp_path, redraft(), manifest)
+    with pytest.raises(ModelRejected, match=r"trained on other features \(other, own_count\); train again"):
+        open_models(release.folder)
+
+
+def test_a_scorer_that_breaks_is_named_in_the_answer_and_said_once(
+    trained: tuple[Path, Release], redraft: Callable[[], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draft = redraft()
+    (draft / "scorer.onnx").unlink()  # a link to the trained one
+    huge = np.full((len(NAMES), 2), 3e38, np.float32)
+    ones = np.ones(len(NAMES), np.float32)
+    (draft / "scorer.onnx").write_bytes(Linear(huge, np.zeros(2, np.float32), 0 * ones, ones)._graph())
+    models = ReleaseModels(publish(tmp_path, draft, trained[1].manifest))
+    for _ in range(2):
+        scored = models.score(np.ones((4, len(NAMES)), np.float32))
+        assert (scored.logits, scored.scorer) == (None, "rank_fusion")
+        assert scored.degraded_reason is not None
+        assert "not finite" in scored.degraded_reason
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    assert models.score(np.full((1, len(NAMES)), np.nan, np.float32)).logits is None
+
+
+def test_without_a_release_lists_are_made_by_rank_fusion() -> None:
+    models = NoModels()
+    assert models.score(np.zeros((3, len(NAMES)), np.float32)) == Scored(
+        None, "rank_fusion", "no release: run `slatecast train`"
+    )
+    assert models.embed(["mug", "pan"]).shape == (2, 0)
+    assert models.vector("0" * 32) is None
+
+
+def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRejected, match="slatecast train"):
+        open_models(tmp_path / "none")
+
+
+@pytest.mark.parametrize("module", ["streams.ranker", "models.serving", "recsys.pipeline"])
+def test_serving_starts_without_torch_and_transformers(module: str) -> None:
+    heavy = "{'torch', 'transformers', 'onnx', 'scipy', 'faust'}"
+    code = f"import sys, {module}; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
