@@ -36,7 +36,7 @@ SHOPPER = "you"
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How much is played. The defaults run for about three minutes, `FAST` for less than one."""
 
-    households: int = 600
+    households: int = 500
     warm_days: int = 56
     live_days: int = 14
     live_s: float = 120.0  # the live days are squeezed into so many seconds

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 
 import redis
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streams import clients
 from streams.records import Record, read_record
 from streams.settings import Settings
+from streams.state import begin_offsets
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +52,21 @@ class Materialiser:
         self._topic = settings.prefix + "slates"
         self._redis = clients.redis_client(settings)
         self._consumer = clients.consumer(settings, f"{settings.prefix}materialiser", f"materialiser-{instance}")
+        self._admin = clients.admin(settings)
+        self._stop = threading.Event()
         self._next: dict[int, int] = {}
         self._checked_s = 0.0
         self.applied = self.stale = 0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
+        self._stop = stop
         self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
         try:
             while not stop.is_set():
                 self.step()
+        except KafkaException as error:
+            raise clients.broken(error.args[0]) from error
         finally:
             self._consumer.close()
             self._redis.close()
@@ -83,7 +89,7 @@ class Materialiser:
         except redis.RedisError as error:
             log.warning("materialiser: Redis does not answer (%s), trying again", type(error).__name__)
             self._rewind(self._next)
-            time.sleep(0.2)  # slates go on being published; only this view waits
+            self._stop.wait(0.2)  # slates go on being published; only this view waits
 
     def _write(self, records: Sequence[Record]) -> None:
         pipe = self._redis.pipeline(transaction=True)
@@ -115,26 +121,27 @@ class Materialiser:
         return {p: int(value or 0) for p, value in zip(partitions, values, strict=True)}
 
     def _rewind(self, to: dict[int, int]) -> None:
-        for partition, offset in to.items():
-            self._consumer.seek(TopicPartition(self._topic, partition, self._first(partition, offset)))
+        for tp in self._where(to):
+            self._consumer.seek(tp)
 
-    def _first(self, partition: int, offset: int) -> int:
+    def _where(self, to: dict[int, int]) -> list[TopicPartition]:
         """Not before what the topic still has."""
-        low, _ = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=30)
-        return max(low, offset)
+        oldest = begin_offsets(self._admin, self._topic, list(to))
+        return [TopicPartition(self._topic, p, max(oldest[p], offset)) for p, offset in to.items()]
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Go on where Redis says; while it does not answer, wait."""
         numbers = [tp.partition for tp in partitions]
-        while True:
+        while not self._stop.is_set():
             try:
                 self._next = self._positions(numbers)
-                break
+                consumer.assign(self._where(self._next))
+                return
             except redis.RedisError as error:
                 log.warning("materialiser: Redis does not answer (%s), waiting", type(error).__name__)
-                time.sleep(0.5)
-        for tp in partitions:
-            tp.offset = self._first(tp.partition, self._next[tp.partition])
-        consumer.assign(partitions)
+                self._stop.wait(0.5)
+            except KafkaException as error:  # through the client's callback it would become what no `except` catches
+                raise clients.broken(error.args[0]) from error
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for tp in partitions:

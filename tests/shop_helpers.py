@@ -62,8 +62,7 @@ def stock(count: int = 40, dim: int = 8, seed: int = 0) -> Catalogue:
         ),
         dim,
     )
-    vectors = rng.normal(size=(count, dim)).astype(np.float32)
-    catalogue.vectors[:count] = unit(vectors) * (np.arange(count) % 9 != 8)[:, None]
+    catalogue.vectors[:count] = unit_rows(count, dim, seed) * (np.arange(count) % 9 != 8)[:, None]
     return catalogue
 
 
@@ -75,6 +74,11 @@ def plain(count: int, dim: int = 0) -> Catalogue:
 def unit(vectors: Any) -> NDArray[np.float32]:
     rows = np.asarray(vectors, np.float32)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9), np.float32)
+
+
+def unit_rows(count: int, dim: int = 6, seed: int = 1) -> NDArray[np.float32]:
+    """Vectors of any direction."""
+    return unit(np.random.default_rng(seed).normal(size=(count, dim)))
 
 
 def remember(*events: Event) -> Profile:

@@ -84,6 +84,18 @@ def test_a_search_pulls_what_answers_it_even_what_was_seen() -> None:
     assert session_pull(context, ROWS) == pytest.approx([1, 1, 0.5, 0.5, 0])
 
 
+def test_a_visit_knows_what_pulled_each_item_a_touch_or_the_query() -> None:
+    shop = shop_of_five()
+    profile = remember(clicked("i0", MINUTE), clicked("i2", 0))
+    touched = follow_visit(look(shop, profile), ROWS)
+    assert touched is not None
+    assert touched.because[[1, 3]].tolist() == [2, 2]  # read like the newer, which is closer than the company of i0
+    asked = follow_visit(look(shop, profile, shop.catalogue.vectors[3]), ROWS)
+    assert asked is not None
+    assert asked.because[[1, 3]].tolist() == [2, -1]
+    assert asked.pull[[1, 3]] == pytest.approx([1, 1])
+
+
 def test_a_visit_lasts_half_an_hour() -> None:
     context = look(shop_of_five(), remember(clicked("i0", SESSION_S / 86_400), clicked("i1", (SESSION_S - 1) / 86_400)))
     assert names(context.shop.catalogue, live_touches(context)) == ["i1"]

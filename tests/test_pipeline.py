@@ -337,11 +337,11 @@ def test_the_other_sources_say_what_they_are() -> None:
     assert reason(shop, EMPTY, "a", "search_intent", query="red mug") == 'answers your search "red mug"'
 
 
-def test_a_strong_pull_of_the_visit_is_the_reason_but_not_over_a_search() -> None:
+def test_a_strong_pull_of_the_visit_is_the_reason_be_it_a_touch_or_a_search() -> None:
     profile = remember(clicked("i5", 2 * MINUTE), clicked("i0", MINUTE))
     assert reason(two_shelves(), profile, "i6", "trending", pull=0.9) == "you just looked at Thing 5"
     assert reason(two_shelves(), profile, "i6", "trending", pull=0.4) == "many shoppers want it this week"
-    assert reason(two_shelves(), profile, "i1", "search_intent", pull=0.9, query="mug").startswith("answers")
+    assert reason(two_shelves(), EMPTY, "i6", "trending", pull=0.9, query="mug") == 'answers your search "mug"'
 
 
 def test_the_loudest_source_explains_ties_in_their_order(busy: tuple[Shop, dict[str, Profile]]) -> None:

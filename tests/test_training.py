@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
-from test_world import vectors_for
+from shop_helpers import unit_rows
 
 from models.examples import EMPTY, LABEL_WINDOW_S, WEEK_S, Lists, join, make_lists, next_sessions
 from models.export import default_weights, export_tower
@@ -56,7 +56,7 @@ def rounds(users: int = 30, weeks: int = 24) -> History:
 
 def make(history: History, cut_s: int, until_s: int, per_cut: int = 1000, seed: int = 0) -> Lists:
     rng = np.random.default_rng(seed)
-    return make_lists(World(history, vectors_for(history)), cut_s, until_s, SOURCES, Policy(), per_cut, rng)
+    return make_lists(World(history, unit_rows(len(history.items))), cut_s, until_s, SOURCES, Policy(), per_cut, rng)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_lists_are_joined_end_to_end() -> None:
 @pytest.fixture(scope="module")
 def learner() -> Learner:
     history = rounds()
-    learner = Learner(history, vectors_for(history), SMALL, silent)
+    learner = Learner(history, unit_rows(len(history.items)), SMALL, silent)
     learner.live_until(int(history.ts_s[-1]) + 1)
     return learner
 
@@ -177,7 +177,7 @@ def random_linear(seed: int) -> Linear:
 
 def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Learner) -> None:
     history = rounds()
-    again = Learner(history, vectors_for(history), SMALL, silent)
+    again = Learner(history, unit_rows(len(history.items)), SMALL, silent)
     again.live_until(int(history.ts_s[-1]) + 1)
     for name in ("weight", "bias", "mean", "std"):
         np.testing.assert_array_equal(getattr(again.fit(), name), getattr(learner.fit(), name))
@@ -229,21 +229,21 @@ def test_a_figure_is_the_mean_over_lists_by_hand() -> None:
 def test_too_little_history_is_said_with_what_would_do(weeks: int, warm_up_days: int) -> None:
     history = rounds(weeks=weeks)
     settings = msgspec.structs.replace(SMALL, warm_up_days=warm_up_days)
-    learner = Learner(history, vectors_for(history), settings, silent)
+    learner = Learner(history, unit_rows(len(history.items)), settings, silent)
     with pytest.raises(Misuse, match="load more history, or lower warm_up_days"):
         learner.live_until(int(history.ts_s[-1]) + 1)
 
 
 def test_a_history_in_which_nobody_comes_back_is_too_little() -> None:
     history = past([(user, user % 9, user - 200.0) for user in range(200)], items=9)
-    learner = Learner(history, vectors_for(history), SMALL, silent)
+    learner = Learner(history, unit_rows(len(history.items)), SMALL, silent)
     with pytest.raises(Misuse, match="200 days of history gave 0 weeks"):
         learner.live_until(T)
 
 
 def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> None:
     history, told = rounds(), []
-    learner = Learner(history, vectors_for(history), SMALL, lambda *step: told.append(step))
+    learner = Learner(history, unit_rows(len(history.items)), SMALL, lambda *step: told.append(step))
     end_s = int(history.ts_s[-1]) + 1
     learner.live_until(end_s - 8 * WEEK_S)
     assert learner.world.now_s == end_s - 8 * WEEK_S
@@ -259,7 +259,7 @@ def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> Non
 
 def test_our_lists_keep_the_protocols_rules_at_every_origin(drawn: History) -> None:
     settings = msgspec.structs.replace(SMALL, warm_up_days=14, epochs=1)
-    ours = Ours(drawn, vectors_for(drawn), Policy(), settings, silent)
+    ours = Ours(drawn, unit_rows(len(drawn.items)), Policy(), settings, silent)
     for at_s in (T, T + 14 * DAY_S):
         origin, truth = make_origin(drawn, at_s)
         every = ours.rank(origin, "all", 10)

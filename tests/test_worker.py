@@ -72,7 +72,7 @@ class Running(Worker):
     def __init__(self, settings: Settings, task: Count, instance: str) -> None:
         super().__init__(settings, ROLE, task, instance)
         self.stop, self.restoring, self.error = threading.Event(), threading.Event(), None
-        self.thread = threading.Thread(target=self._work)
+        self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
-from shop_helpers import live, names
+from shop_helpers import live, names, unit_rows
 
 from models.examples import candidates_of
 from models.history import History
@@ -56,15 +56,10 @@ def features_of(shop: Shop, request: Request) -> tuple[Candidates, NDArray[np.fl
     return found, compute_features(context, found)
 
 
-def vectors_for(history: History) -> NDArray[np.float32]:
-    rows = np.random.default_rng(1).normal(size=(len(history.items), 6)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_past_replayed_moment_by_moment_gives_the_features_of_the_live_path(seed: int) -> None:
     history = mixed_past(seed)
-    vectors, until_s = vectors_for(history), T - 20 * DAY_S
+    vectors, until_s = unit_rows(len(history.items)), T - 20 * DAY_S
     world = World(history, vectors)
     for ts_s in np.unique(history.before(until_s).ts_s).tolist():
         world.advance(ts_s + 1)
@@ -85,7 +80,7 @@ def test_a_past_replayed_in_one_go_knows_what_is_old_as_the_live_path_does() -> 
     until_s = T - 20 * DAY_S
     world = World(history)
     world.advance(until_s)
-    shop, _ = lived(history, until_s, vectors_for(history))
+    shop, _ = lived(history, until_s, unit_rows(len(history.items)))
     rows = np.arange(len(history.items))
     for name in ("short", "long"):
         figures = world.shop.signals.decayed(name, rows, until_s)
@@ -94,7 +89,7 @@ def test_a_past_replayed_in_one_go_knows_what_is_old_as_the_live_path_does() -> 
 
 def test_training_and_serving_call_the_same_functions() -> None:
     history = mixed_past(2)
-    world = World(history, vectors_for(history))
+    world = World(history, unit_rows(len(history.items)))
     world.advance(T)
     found, features = candidates_of(world, 5, SOURCES, Policy())
     every, served = features_of(world.shop, world.request(5))
@@ -122,7 +117,7 @@ def test_a_moment_knows_no_later_item_event_or_user() -> None:
 
 def test_the_future_does_not_change_the_past() -> None:
     history = mixed_past(0)
-    vectors, at_s = vectors_for(history), T - 10 * DAY_S
+    vectors, at_s = unit_rows(len(history.items)), T - 10 * DAY_S
     one, other = World(history, vectors), World(history.before(at_s), vectors)
     for world in (one, other):
         world.advance(at_s)
