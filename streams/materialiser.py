@@ -92,32 +92,43 @@ class Materialiser:
             self._stop.wait(0.2)  # slates go on being published; only this view waits
 
     def _write(self, records: Sequence[Record]) -> None:
-        pipe = self._redis.pipeline(transaction=True)
-        ends: dict[int, int] = {}
-        for record in records:
-            key = slate_key(self._settings, (record.key or b"").decode())
-            pipe.eval(COMPARE_AND_SET, 1, key, record.offset, record.value or b"", TTL_MS)
-            ends[record.partition] = record.offset + 1
-        for partition, end in ends.items():
-            pipe.set(self._applied_key(partition), end)
-        written = pipe.execute()[: len(records)]
+        """All of a batch or, where Redis is no longer where we left it, nothing."""
+        ends = {record.partition: record.offset + 1 for record in records}
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.watch(
+                *map(self._applied_key, ends)
+            )  # a wipe from here on fails the transaction, and it is tried again
+            if self._go_back(self._positions(pipe, list(ends))):
+                return
+            pipe.multi()
+            for record in records:
+                key = slate_key(self._settings, (record.key or b"").decode())
+                pipe.eval(COMPARE_AND_SET, 1, key, record.offset, record.value or b"", TTL_MS)
+            for partition, end in ends.items():
+                pipe.set(self._applied_key(partition), end)
+            written = pipe.execute()[: len(records)]
         self._next.update(ends)
         self.applied += sum(written)
         self.stale += len(written) - sum(written)
 
     def _follow_redis(self) -> None:
-        """Go back to where Redis says it is, if that is before where we are: it was wiped or restored."""
+        """Notice a wipe even when there is nothing to write."""
         self._checked_s = time.monotonic()
-        behind = {p: at for p, at in self._positions(list(self._next)).items() if at < self._next[p]}
+        self._go_back(self._positions(self._redis, list(self._next)))
+
+    def _go_back(self, positions: dict[int, int]) -> bool:
+        """To where Redis says it is, if that is before where we are: it was wiped, or restored from an older copy."""
+        behind = {p: at for p, at in positions.items() if at < self._next[p]}
         if behind:
             log.warning("materialiser: Redis has lost what it had, rebuilding partitions %s", sorted(behind))
             self._next.update(behind)
-            self._rewind(behind)
+            self._rewind(self._next)
+        return bool(behind)
 
-    def _positions(self, partitions: Sequence[int]) -> dict[int, int]:
+    def _positions(self, client: redis.Redis, partitions: Sequence[int]) -> dict[int, int]:
         if not partitions:
             return {}
-        values = self._redis.mget([self._applied_key(p) for p in partitions])
+        values = client.mget([self._applied_key(p) for p in partitions])
         return {p: int(value or 0) for p, value in zip(partitions, values, strict=True)}
 
     def _rewind(self, to: dict[int, int]) -> None:
@@ -134,7 +145,7 @@ class Materialiser:
         numbers = [tp.partition for tp in partitions]
         while not self._stop.is_set():
             try:
-                self._next = self._positions(numbers)
+                self._next = self._positions(self._redis, numbers)
                 consumer.assign(self._where(self._next))
                 return
             except redis.RedisError as error:
