@@ -194,9 +194,17 @@ def taste_vector(context: Context) -> NDArray[np.float32] | None:
     return (mean / norm).astype(np.float32) if norm > 0 else None
 
 
-def default_sources(policy: Policy) -> tuple[Source, ...]:
+def default_sources(policy: Policy, index: "VectorIndex | None" = None) -> tuple[Source, ...]:
     """All sources, in the order in which ties between them are resolved."""
-    return (BuyAgain(), CoVisitation(), SearchIntent(), SimilarText(), Trending(), NewItems(policy.new_days), Browse())
+    return (
+        BuyAgain(),
+        CoVisitation(),
+        SearchIntent(index),
+        SimilarText(index),
+        Trending(),
+        NewItems(policy.new_days),
+        Browse(),
+    )
 
 
 def gather(context: Context, sources: Sequence[Source], limit: int) -> Candidates:

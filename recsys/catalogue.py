@@ -7,7 +7,7 @@ instead of a string of any length is what lets 190 purchases fit into a profile 
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -104,6 +104,7 @@ class Catalogue:
         self.items: list[Item] = []
         self.row_of_ref: dict[int, int] = {}
         self.version = 0  # counts changes: part of what a slate says made it
+        self.embedded: list[int] = []  # rows in the order in which their vectors were set
         self._codes: dict[str, int] = {}
         self._allocate(1024, dim)
         for item in items:
@@ -140,7 +141,7 @@ class Catalogue:
             if row == len(self.available):
                 self._allocate(2 * row, self.vectors.shape[1])
         elif item_text(self.items[row]) != item_text(item):
-            self.vectors[row] = 0  # its old vector is no longer true
+            self.set_vectors([row], np.zeros((1, self.vectors.shape[1]), np.float32))  # the old one is no longer true
         self.items[row] = item
         path = item.category.split(" > ") if item.category else []
         for level in range(3):
@@ -152,6 +153,11 @@ class Catalogue:
         self.available[row] = item.available
         self.version += 1
         return row
+
+    def set_vectors(self, rows: Sequence[int], vectors: NDArray[np.float32]) -> None:
+        """Give rows their text vectors, (n, D); `embedded` remembers which, for an index that follows."""
+        self.vectors[rows] = vectors
+        self.embedded.extend(rows)
 
     def remove(self, item: str) -> None:
         """A tombstone: the item may not be shown any more; its row stays."""

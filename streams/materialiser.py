@@ -95,9 +95,8 @@ class Materialiser:
         """All of a batch or, where Redis is no longer where we left it, nothing."""
         ends = {record.partition: record.offset + 1 for record in records}
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.watch(
-                *map(self._applied_key, ends)
-            )  # a wipe from here on fails the transaction, and it is tried again
+            # From here on a wipe fails the transaction, and the batch is read again.
+            pipe.watch(*map(self._applied_key, ends))  # type: ignore[no-untyped-call]
             if self._go_back(self._positions(pipe, list(ends))):
                 return
             pipe.multi()

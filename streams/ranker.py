@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.serving import Models
+from models.vector_index import Approximate
 from recsys.candidates import default_sources
 from recsys.catalogue import Catalogue, decode_item, item_text, text_hash
 from recsys.context import Request, Shop
@@ -86,12 +87,13 @@ class Shelf:
             text = item_text(item)
             known = self._models.vector(text_hash(text))
             if known is not None:
-                self.catalogue.vectors[row] = known
+                self.catalogue.set_vectors([row], known[None])
             else:
                 self._waiting.append((row, text))
 
     def _take_signal(self, record: Record) -> None:
-        item, signal = (record.key or b"").decode(), decode_signal(record.value or b"")
+        item = (record.key or b"").decode()
+        signal = decode_signal(record.value) if record.value is not None else Signal()  # a tombstone: nothing is known
         row = self.catalogue.row(item)
         if row < 0:
             self._early[item] = signal
@@ -101,7 +103,7 @@ class Shelf:
     def _embed(self, limit: int) -> None:
         batch, self._waiting = self._waiting[:limit], self._waiting[limit:]
         rows = [row for row, _ in batch]
-        self.catalogue.vectors[rows] = self._models.embed([text for _, text in batch])
+        self.catalogue.set_vectors(rows, self._models.embed([text for _, text in batch]))
 
 
 class RankerTask:
@@ -126,7 +128,7 @@ class RankerTask:
         self._models, self._policy, self._clock_ms, self._tick = models, settings.policy, clock_ms, tick
         self._slates, self._pairs, self._rejects = (settings.prefix + t for t in ("slates", "pairs", "rejects"))
         self._make_slates, self._make_pairs = slates, pairs
-        self._sources = default_sources(self._policy)
+        self._sources = default_sources(self._policy, Approximate(models.dim))
         self._digest = self._policy.digest()
         self._query_vectors: dict[str, NDArray[np.float32]] = {}
         self.shelf = Shelf(settings, models)

@@ -5,6 +5,7 @@ headers are Kafka Connect's, which dead-letter tools already read, plus `slateca
 """
 
 import msgspec
+from confluent_kafka import KafkaException, Producer
 
 from recsys.errors import BadEvent, Misuse, Unavailable
 from streams import clients
@@ -33,6 +34,11 @@ class Reject(msgspec.Struct, frozen=True):
     def id(self) -> str:
         """How the command line names it."""
         return f"{self.partition}:{self.offset}"
+
+    @property
+    def source_topic(self) -> str:
+        """Where it was met, and where a requeue sends it."""
+        return self.source.rsplit(":", 2)[0]
 
 
 def reject_headers(record: Record, error: BadEvent, role: str) -> Headers:
@@ -78,22 +84,33 @@ def requeue(settings: Settings, rejects: list[Reject]) -> int:
     """Send the original bytes to their topic again, all or none; how many were sent.
 
     A reject that is bad still is rejected again; one that had been applied would be dropped as a duplicate.
+    Raises Unavailable: a topic that is no more, a record that the broker refuses.
     """
+    admin = clients.check_broker(settings)
+    for topic in {reject.source_topic for reject in rejects}:
+        clients.partitions_of(admin, topic)
     producer = clients.producer(settings, transactional_id=f"{settings.prefix}requeue")
-    producer.init_transactions(30)
-    producer.begin_transaction()
-    for reject in rejects:
-        topic = reject.source.rsplit(":", 2)[0]
-        headers: list[tuple[str, str | bytes | None]] = [
-            *reject.headers,
-            ("requeued-from", f"rejects:{reject.id}".encode()),
-        ]
-        producer.produce(topic, reject.value, reject.key, headers=headers)
-    if producer.flush(30):
-        producer.abort_transaction(30)
-        raise Unavailable("the broker did not take the records in 30 s: nothing was sent again")
-    producer.commit_transaction(-1)
+    try:
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        for reject in rejects:
+            _produce(producer, reject)
+        producer.commit_transaction(30)
+    except KafkaException as error:  # what is open ends with this process, or with the next requeue
+        raise Unavailable(f"nothing was sent again: {error.args[0].str()}") from None
     return len(rejects)
+
+
+def _produce(producer: Producer, reject: Reject) -> None:
+    origin: tuple[str, bytes] = ("requeued-from", f"rejects:{reject.id}".encode())
+    headers: list[tuple[str, str | bytes | None]] = [*reject.headers, origin]
+    while True:
+        try:
+            producer.produce(reject.source_topic, reject.value, reject.key, headers=headers)
+        except BufferError:  # the local queue is full: let it drain
+            producer.poll(0.1)
+        else:
+            return
 
 
 def _parse(record: Record) -> Reject:

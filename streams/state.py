@@ -7,10 +7,11 @@ Writes go to an overlay and reach the base only after their transaction has comm
 import time
 from collections.abc import Callable, Iterator
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from recsys.errors import Unavailable
+from streams import clients
 from streams.records import Record, is_end, read_record
 
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
@@ -96,7 +97,7 @@ def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable
     The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
     marker, and only the end-of-partition event tells that the position has passed it. Raises Unavailable on a stall.
     """
-    consumer.assign([TopicPartition(topic, p, 0) for p in ends])
+    consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in ends])  # 0 may be past its retention
     open_ends = {p: end for p, end in ends.items() if end > 0}
     count, moved_s = 0, time.monotonic()
     while open_ends:
@@ -104,7 +105,7 @@ def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable
             moved_s = time.monotonic()
             error = message.error()
             if error is not None and not is_end(error):
-                raise KafkaException(error)
+                raise clients.broken(error)
             record = read_record(message)
             position = record.offset
             if error is None:

@@ -5,8 +5,6 @@
 
 from collections.abc import Callable
 
-from confluent_kafka import KafkaException
-
 from streams import clients
 from streams.records import Record, is_end, read_record
 from streams.settings import Settings
@@ -36,7 +34,7 @@ class TableReader:
                 self._take(read_record(message))
                 count += 1
             elif not is_end(error):
-                raise KafkaException(error)
+                raise clients.broken(error)
         return count
 
     def close(self) -> None:

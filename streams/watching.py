@@ -30,8 +30,9 @@ def poll_slates(settings: Settings, idle_s: float = 0.2) -> Generator[list[tuple
             for message in consumer.consume(500, idle_s):
                 error = message.error()
                 if error is None:
-                    data = message.value() or b""
-                    batch.append((decode_slate(data), data))
+                    data = message.value()
+                    if data is not None:  # a tombstone is no list
+                        batch.append((decode_slate(data), data))
                 elif not is_end(error):
                     raise clients.broken(error)
             yield batch

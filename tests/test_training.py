@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
 from shop_helpers import unit_rows
@@ -36,6 +37,15 @@ from recsys.profiles import VIEW
 SOURCES = default_sources(Policy())
 # Small and quick: a habit as plain as that of `rounds` is seen in a few hundred lists.
 SMALL = TrainSettings(cuts=5, batch=8, epochs=8, warm_up_days=42)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On busy cores two threads wait for each other at every tiny step: 70 to 200 s instead of 28, measured."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def silent(what: str, done: int, of: int) -> None:

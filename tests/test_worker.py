@@ -253,6 +253,17 @@ def test_state_moves_with_its_partition(settings: Settings, start: Start, wait_f
     assert said(settings) == {(user.encode(), b"%d" % n): 1 for user in users for n in (1, 2)}
 
 
+def test_a_worker_without_a_partition_stands_by(settings: Settings, start: Start, wait_for: Wait) -> None:
+    own = msgspec.structs.replace(quick(settings), partitions=1, prefix=f"{settings.prefix}one.")
+    topics.apply(clients.check_broker(own), own)
+    first, second = (start(Count(own), instance, own) for instance in "ab")
+    wait_for(lambda: first.restoring.is_set() and second.restoring.is_set())
+    click(own, "a")
+    wait_for(lambda: first.processed + second.processed == 1)
+    assert first.thread.is_alive()
+    assert second.thread.is_alive()
+
+
 # --- committing --------------------------------------------------------------------------------------------------------
 
 

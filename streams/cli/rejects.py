@@ -1,11 +1,11 @@
 """`slatecast rejects`: look at what could not be used, and send it again."""
 
 import click
-from rich.table import Table
 
 from recsys.errors import Misuse
 from streams import rejects as topic
 from streams.cli.options import connection_options, json_option, print_json, stderr
+from streams.cli.printable import printable
 from streams.settings import Settings
 
 
@@ -28,10 +28,10 @@ def list_rejects(settings: Settings, reason_class: str | None, as_json: bool) ->
     if as_json:
         print_json([{"id": r.id, "source": r.source, "class": r.reason_class, "message": r.message} for r in found])
         return
-    table = Table("id", "from", "class", "why", box=None)
     for reject in found:
-        table.add_row(reject.id, reject.source, reject.reason_class, reject.message)
-    stderr.print(table if found else "No rejects.")
+        click.echo(printable(f"{reject.id}  {reject.source}  {reject.reason_class}: {reject.message}"))
+    if not found:
+        stderr.print("No rejects.")
 
 
 @rejects.command()
@@ -44,9 +44,8 @@ def show(settings: Settings, name: str) -> None:
     Example:  slatecast rejects show 0:17 > bad.json
     """
     reject = topic.find_reject(settings, name)
-    stderr.print(
-        f"{reject.source}  {reject.reason_class}: {reject.message}\nkey {reject.key!r}, headers {reject.headers}"
-    )
+    click.echo(printable(f"{reject.source}  {reject.reason_class}: {reject.message}"), err=True)
+    click.echo(f"key {reject.key!r}, headers {reject.headers}", err=True)
     click.echo(reject.value or b"", nl=False)
 
 

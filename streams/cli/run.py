@@ -2,9 +2,11 @@
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from streams import clients
 from streams.cli.options import connection_options, json_option, log_to_stderr
+from streams.cli.printable import printable
 from streams.roles import ROLES, Supervisor, run_child, stop_on_signals
 from streams.settings import Settings
 from streams.watching import follow_slates
@@ -58,7 +60,7 @@ def watch(settings: Settings, user: str | None, as_json: bool) -> None:
     Example:  slatecast watch u1
               slatecast watch --json | jq .items[0]
     """
-    console = Console()
+    console = Console(markup=False, highlight=False)
     for slate, data in follow_slates(settings):
         if user is not None and slate.user != user:
             continue
@@ -66,6 +68,7 @@ def watch(settings: Settings, user: str | None, as_json: bool) -> None:
             click.echo(data)
             continue
         cause, made = slate.cause, f"{slate.scorer}, {slate.freshness_ms} ms after the event"
-        console.print(f"[bold]{slate.user}[/] after a {cause.type} ({made})")
+        console.print(Text(printable(slate.user), "bold"), f"after a {cause.type} ({made})")
         for place, item in enumerate(slate.items, 1):
-            console.print(f"  {place:2} {item.title[:48]:48} {item.score:7.2f}  [dim]{item.reason}[/]")
+            line = f"  {place:2} {printable(item.title):48.48} {item.score:7.2f}  "
+            console.print(Text(line).append(printable(item.reason), "dim"))
