@@ -41,10 +41,12 @@ class Lists(msgspec.Struct, frozen=True):
 
 
 def next_sessions(history: History, at_s: int, until_s: int) -> dict[int, NDArray[np.int64]]:
-    """Per user, the distinct items of the first session that begins at or after `at_s` within the label window."""
+    """Per user, the distinct items of the first session seen at or after `at_s` within the label window."""
     begin, end = np.searchsorted(history.ts_s, [at_s, min(until_s, at_s + LABEL_WINDOW_S)])
     rows = np.flatnonzero(history.action[begin:end] == PURCHASE) + begin
     found: dict[int, NDArray[np.int64]] = {}
+    if not len(rows):
+        return found
     users, sessions, items = history.user[rows], history.session[rows], history.item[rows]
     first, where = np.unique(users, return_index=True)
     session_of = dict(zip(first.tolist(), sessions[where].tolist(), strict=True))

@@ -121,6 +121,7 @@ class Learner:
 def fit(lists: Lists, settings: TrainSettings, step: Step) -> Linear:
     """List-wise softmax for both heads: -mean over the bought of log softmax over the list (unseen rows for `new`)."""
     torch.manual_seed(settings.seed)
+    torch.set_num_threads(1)  # a step is tiny: two threads wait for each other, 71–217 s for what one does in 28
     mean, std = lists.features.mean(axis=0), np.maximum(lists.features.std(axis=0), 1e-6)
     scaled = torch.from_numpy(np.clip((lists.features - mean) / std, -5, 5).astype(np.float32))
     bought, seen = torch.from_numpy(lists.bought), torch.from_numpy(lists.seen)

@@ -14,11 +14,11 @@ from recsys.catalogue import Catalogue, item_ref
 from recsys.context import Request, Shop
 from recsys.events import Cart, Click, Event, Purchase, View
 from recsys.profiles import CART, CLICK, EMPTY, PURCHASE, VIEW, Profile, apply
-from recsys.signals import Signal, SignalTable, Tally, absorb
+from recsys.signals import DAY_S, Signal, SignalTable, Tally, absorb
 
-# Live, the aggregator absorbs every few milliseconds; here rarer, since merging first is 20 times cheaper and changes
-# a decayed figure by less than an hour's decay.
-ABSORB_EVERY = 20_000
+# Live, the aggregator absorbs every few milliseconds; here every two days of the past, since counting first is 20 times
+# cheaper. A tally stands at the mean time of its events, so a decayed figure differs by .2 %.
+ABSORB_EVERY_S = 2 * DAY_S
 _KIND: dict[int, type[Click | View | Cart | Purchase]] = {VIEW: View, CLICK: Click, CART: Cart, PURCHASE: Purchase}
 
 
@@ -43,12 +43,13 @@ class World:
         self._row_of_ref = {item_ref(item.item): row for row, item in enumerate(history.items)}
 
     def advance(self, until_s: int, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Live through every event before `until_s`. About 20 µs an event."""
+        """Live through every event before `until_s`. About 50 µs an event."""
         history, catalogue = self.history, self.shop.catalogue
         end = int(np.searchsorted(history.ts_s, until_s))
         touched: set[int] = set()
         while self._at < end:
-            chunk = slice(self._at, min(end, self._at + ABSORB_EVERY))
+            stop = int(np.searchsorted(history.ts_s, history.ts_s[self._at] + ABSORB_EVERY_S))
+            chunk = slice(self._at, min(end, stop))
             tally = Tally()
             columns = (history.user[chunk], history.item[chunk], history.ts_s[chunk], history.action[chunk])
             for user, item, ts_s, action in zip(*(column.tolist() for column in columns), strict=True):

@@ -117,7 +117,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def event_hash(event: Event, data: bytes) -> bytes:
-    """Six bytes that name an event for ever: of (user, its id), or of its bytes when the shop gave no id.
+    """Six bytes that name a user's event for ever: of its id, or of its bytes when the shop gave no id.
 
     >>> e = Click(user="u1", item="i1", ts_ms=1700000000000, id="a")
     >>> event_hash(e, b"one encoding") == event_hash(e, b"another")

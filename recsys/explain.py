@@ -6,7 +6,7 @@ pulled the item in.
 
 import numpy as np
 
-from recsys.candidates import Candidates
+from recsys.candidates import ABSENT, Candidates
 from recsys.context import Context
 from recsys.intent import Visit
 from recsys.signals import DAY_S
@@ -16,7 +16,12 @@ STRONG_PULL = 0.5  # of 1: from here on it is the visit that put the item there
 
 def explain(context: Context, candidates: Candidates, at: int, visit: Visit | None) -> tuple[str, str]:
     """Source and reason of the candidate at a position. visit: what is going on, if anything is."""
-    source = candidates.names[int(np.argmin(candidates.ranks[:, at]))]
+    # Browsing is no reason while any other source has one.
+    ranks = [
+        rank + ABSENT // 2 * (name == "browse")
+        for rank, name in zip(candidates.ranks[:, at], candidates.names, strict=True)
+    ]
+    source = candidates.names[int(np.argmin(ranks))]
     if visit is not None and visit.pull[at] >= STRONG_PULL:
         because = int(visit.because[at])
         return source, _search(context, -1) if because < 0 else f"you just looked at {_title(context, because)}"

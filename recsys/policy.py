@@ -28,7 +28,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exposure_penalty: Annotated[float, Meta(ge=0, le=10)] = 0.05  # η of docs/decisions.md: score - η·log(1 + e/ē)
     intent: Annotated[float, Meta(ge=0, le=100)] = 2.0  # weight of the live visit's pull, in logits
     cooldown_h: Annotated[float, Meta(ge=0)] = 4.0  # a bought item is not offered again for so long
-    fatigue_shown: Count = 5  # shown so often in a week without a touch: no longer a candidate
+    fatigue_shown: Count = 3  # shown so often in a week without a touch: no longer a candidate
     new_days: Annotated[float, Meta(ge=0)] = 14.0  # an item is new for so long
     late_h: Annotated[float, Meta(ge=0)] = 24.0  # an event that arrives later changes the profile, but makes no slate
 

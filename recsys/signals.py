@@ -57,9 +57,9 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, list[float]] = {}  # item -> [ts_s, interest, buyers, repeats, shown]
+        self._counts: dict[str, list[float]] = {}  # item -> [interest, buyers, repeats, shown]
         self._pairs: dict[str | int, dict[int, float]] = {}
-        self._ts_s = 0
+        self._times: dict[str | int, list[int]] = {}  # key -> [contributions, sum of their seconds]
 
     def add(self, event: Event, before: Profile) -> None:
         """Count one event. before: the user's profile without it. 10 µs with 20 partners.
@@ -75,12 +75,11 @@ class Tally:
         (True, True)
         """
         ts_s = event.ts_ms // 1000
-        self._ts_s = max(self._ts_s, ts_s)
         if isinstance(event, Search):
             return
         if isinstance(event, Impression):
             for item in event.items:
-                self._count(item, ts_s)[4] += 1
+                self._count(item, ts_s)[3] += 1
             return
         action = ACTION_OF[type(event)]
         own, weight = item_ref(event.item), WEIGHT[action]
@@ -88,10 +87,10 @@ class Tally:
         counts = self._count(event.item, ts_s)
         known = recent.get(own, 0.0)
         if weight > known:  # a user's interest counts once a day, by the surest action
-            counts[1] += weight - known
+            counts[0] += weight - known
             if action == PURCHASE:
-                counts[2] += 1
-                counts[3] += own.to_bytes(6) in before.purchases  # a rare misaligned match miscounts one repeat
+                counts[1] += 1
+                counts[2] += own.to_bytes(6) in before.purchases  # a rare misaligned match miscounts one repeat
         mine = self._pairs.setdefault(event.item, {})
         for ref, other in recent.items():
             if ref != own:
@@ -99,21 +98,26 @@ class Tally:
                 mine[ref] = mine.get(ref, 0.0) + pair
                 theirs = self._pairs.setdefault(ref, {})
                 theirs[own] = theirs.get(own, 0.0) + pair
+                self._note(ref, ts_s)
 
     def increments(self) -> Iterator[tuple[str | int, Increment]]:
-        """(key, increment) of every item touched."""
-        for key in dict.fromkeys([*self._counts, *self._pairs]):
+        """(key, increment) of every item touched, each at the mean time of what it counts.
+
+        So a batch that spans days decays as its events would one by one, but for 1 % where it spans five.
+        """
+        for key, (count, total_s) in self._times.items():
             partners = tuple(self._pairs.get(key, {}).items())
-            if isinstance(key, str):
-                ts_s, interest, buyers, repeats, shown = self._counts[key]
-                yield key, Increment(int(ts_s), partners, interest, int(buyers), int(repeats), int(shown))
-            else:
-                yield key, Increment(self._ts_s, partners)
+            interest, buyers, repeats, shown = self._counts[key] if isinstance(key, str) else (0.0, 0, 0, 0)
+            yield key, Increment(total_s // count, partners, interest, int(buyers), int(repeats), int(shown))
 
     def _count(self, item: str, ts_s: int) -> list[float]:
-        counts = self._counts.setdefault(item, [ts_s, 0.0, 0, 0, 0])
-        counts[0] = max(counts[0], ts_s)
-        return counts
+        self._note(item, ts_s)
+        return self._counts.setdefault(item, [0.0, 0, 0, 0])
+
+    def _note(self, key: str | int, ts_s: int) -> None:
+        times = self._times.setdefault(key, [0, 0])
+        times[0] += 1
+        times[1] += ts_s
 
 
 def _recent(profile: Profile, ts_s: int) -> dict[int, float]:

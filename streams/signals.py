@@ -14,6 +14,8 @@ from streams.rejects import reject_headers
 from streams.settings import Settings
 from streams.state import State
 
+TOGETHER_S = 3600  # increments this close are one: an hour's decay is .4 % of the faster figure
+
 encode_increment = msgspec.msgpack.Encoder().encode
 _decode_increment = msgspec.msgpack.Decoder(Increment).decode
 _encode_signal = msgspec.msgpack.Encoder().encode
@@ -36,7 +38,7 @@ class SignalsTask:
     def process(self, records: Sequence[Record], state: State) -> list[Output]:
         """One state per touched item, whatever the number of its increments in the batch."""
         outputs: list[Output] = []
-        pending: dict[tuple[int, str], Increment] = {}
+        pending: dict[tuple[int, str], list[Increment]] = {}
         for record in records:
             try:
                 key = (record.partition, (record.key or b"").decode())
@@ -46,10 +48,18 @@ class SignalsTask:
                 headers = reject_headers(record, bad, "signals")
                 outputs.append(Output(self._rejects, record.key, record.value, headers))
                 continue
-            pending[key] = merge(pending[key], inc) if key in pending else inc
-        for (partition, item), inc in pending.items():
+            together = pending.setdefault(key, [inc])
+            if together[-1] is not inc:
+                if abs(together[-1].ts_s - inc.ts_s) <= TOGETHER_S:
+                    together[-1] = merge(together[-1], inc)
+                else:
+                    together.append(inc)
+        for (partition, item), together in pending.items():
             known = state.get(partition, item)
-            state.put(partition, item, _encode_signal(absorb(decode_signal(known) if known else Signal(), inc)))
+            signal = decode_signal(known) if known else Signal()
+            for inc in together:
+                signal = absorb(signal, inc)
+            state.put(partition, item, _encode_signal(signal))
         return outputs
 
     def committed(self) -> None:

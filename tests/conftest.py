@@ -13,11 +13,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import msgspec
 import pytest
 
 from streams import clients, embedded, jars, topics
 from streams.settings import Settings
+
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy core is no bug
+hypothesis.settings.load_profile("suite")
 
 HOME = Path(os.environ.get("SLATECAST_HOME", Path(__file__).parents[1] / "var"))
 _numbers = itertools.count()

@@ -115,6 +115,7 @@ def test_a_ranker_killed_in_mid_stream_loses_nothing_and_doubles_nothing(
 
 
 def test_a_bad_record_is_put_aside_with_its_bytes(settings: Settings, roles: Supervisor, wait_for: Wait) -> None:
+    send_items(settings, ITEMS)
     bad = b'{"type":"click","user":"u1","item":"i1","ts_ms":17}'
     send(settings, "events", [(b"u1", bad), (b"u1", b"\xff\xfe"), (b"u2", None)], [("trace", b"7")])
     send_events(

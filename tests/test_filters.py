@@ -52,13 +52,14 @@ def test_lists_of_new_items_leave_out_whatever_was_ever_bought() -> None:
 
 def test_an_item_shown_too_often_in_vain_is_left_out() -> None:
     lists = [shown(["i1", "i2"], n) for n in range(4)] + [shown(["i1"], 5)]
-    assert kept(*lists) == (["i0", "i2", "i3", "i4"], {"unavailable": 0, "bought": 0, "fatigued": 1})
+    five = Policy(fatigue_shown=5)
+    assert kept(*lists, policy=five) == (["i0", "i2", "i3", "i4"], {"unavailable": 0, "bought": 0, "fatigued": 1})
     assert kept(*lists, policy=Policy(fatigue_shown=4))[0] == ["i0", "i3", "i4"]
     assert kept(*lists, policy=Policy(fatigue_shown=0))[0] == ["i0", "i1", "i2", "i3", "i4"]
 
 
 def test_showings_of_more_than_a_week_ago_are_forgiven() -> None:
-    assert "i1" in kept(*(shown(["i1"], days) for days in (0, 1, 2, 3, 7.01)))[0]
+    assert "i1" in kept(*(shown(["i1"], days) for days in (0, 1, 7.01)))[0]
 
 
 @pytest.mark.parametrize("answer", [clicked("i1", 2), bought("i1", 2)])

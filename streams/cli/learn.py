@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.catalogue import item_text
+from recsys.errors import Misuse
 from streams.cli.options import connection_options, json_option, print_json, stderr, steps
 from streams.settings import Settings
 
@@ -61,6 +62,8 @@ def evaluate(
     with steps() as step:
         # A tower reads texts, not events, so embedding what will be sold later tells the past nothing.
         sold = sold_items(history, least)
+        if not sold.any():
+            raise Misuse(f"no item has {least} buyers, so there is nobody to ask; lower --min-buyers")
         texts = [item_text(item) for item, enough in zip(history.items, sold.tolist(), strict=True) if enough]
         side = build_text(Path(settings.home), texts, progress=lambda done, of: step("embedding items", done, of))
         vectors = np.zeros((len(history.items), side.vectors.shape[1]), np.float32)
