@@ -51,7 +51,11 @@ def demo(
         chosen, seed=seed, households=households or chosen.households, live_s=live_seconds or chosen.live_s
     )
     home = Path(settings.home)
-    fetch_jars(home)
+    if settings.bootstrap:  # before minutes of training
+        clients.check_broker(settings)
+        clients.check_redis(settings).close()
+    else:
+        fetch_jars(home)
     with stderr.status("reading Complete Journey (84.51°, may be simulated)"):
         history = play_of.history_of(chosen)
     own_home = home / "demo"  # a release of one's own shop is left alone

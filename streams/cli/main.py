@@ -7,6 +7,7 @@ wait for torch. Exit codes: 0 ok, 1 failed, 2 misuse, 130 stopped by Ctrl-C.
 import errno
 import importlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -33,6 +34,19 @@ COMMANDS: dict[str, str] = {
     "rejects": "streams.cli.rejects:rejects",
     "doctor": "streams.cli.services:doctor",
     "bench": "streams.cli.bench:bench",
+}
+
+
+# What a folder can do to us: full, over a limit, closed to us, or a file where a folder should be.
+NO_PLACE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
 }
 
 
@@ -66,6 +80,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run a command; an expected failure is one line on stderr and an exit code, never a traceback."""
+    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: services and folders are cleared away
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -81,7 +96,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in NO_PLACE:
             raise
         click.echo(
             f"slatecast: {error.strerror}: {error.filename or 'the data folder'}. "
@@ -90,6 +105,10 @@ def main() -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
