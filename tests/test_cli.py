@@ -178,13 +178,12 @@ def test_a_wrong_settings_file_is_misuse(run: Run, tmp_path: Path, command: str,
 def test_a_broker_that_is_down_is_said_within_seconds(tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text(CLICK)
     (tmp_path / "i.jsonl").write_text('{"item":"i1","title":"Mug"}\n')
-    commands = ("demo", "watch", "watch u1 --json", "load events e.jsonl", "load items i.jsonl", "run", "topics apply")
-    commands += ("rejects list", "rejects show 0:0", "rejects requeue 0:0")
+    commands = ("demo", "watch", "load events e.jsonl", "load items i.jsonl", "run", "rejects list")
     with ExitStack() as opened:  # all at once: each waits for five seconds
-        for command, process in [(c, opened.enter_context(slatecast(tmp_path, c, *NO_BROKER))) for c in commands]:
+        for process in [opened.enter_context(slatecast(tmp_path, command, *NO_BROKER)) for command in commands]:
             out, err = process.communicate(timeout=60)
             assert_one_line((process.returncode, out, err), 1, "no Kafka answers at 127.0.0.1:1")
-            assert command == "demo" or not list(tmp_path.glob("var*")), "nothing was begun"
+    assert not (tmp_path / "var").exists(), "nothing was begun"
 
 
 def test_no_broker_named_says_how_to_name_one(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
