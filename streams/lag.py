@@ -25,7 +25,7 @@ def records_behind(admin: AdminClient, settings: Settings, role: str, topic: str
             "COORDINATOR_LOAD_IN_PROGRESS",
             "NOT_COORDINATOR",
         ):
-            raise
+            raise clients.broken(error.args[0]) from None
         return sum(ends.values())
     at = {tp.partition: tp.offset for tp in answer.topic_partitions if tp.topic == name}
     behind = (end - at.get(partition, 0) for partition, end in ends.items() if end)

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from models.serving import Models, NoModels, open_models
-from recsys.errors import Misuse
+from recsys.errors import Misuse, Unavailable
 from streams import clients
 from streams.materialiser import Materialiser
 from streams.ranker import RankerTask
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ROLES = ("signals", "ranker", "materialiser")  # signals first: a ranker reads what they have written
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
+HOPELESS = 3  # failures after which waiting for a role is in vain; `run` goes on trying, the demo says so
 STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
 
 
@@ -117,6 +118,16 @@ class Supervisor:
                 if process.stdin is not None:
                     process.stdin.close()
                 self.processes[role] = self._start(role)
+
+    def check(self) -> None:
+        """Raise Unavailable if a role has ended again and again."""
+        for role, count in self._failures.items():
+            if count >= HOPELESS:
+                raise Unavailable(f"{role} has ended {count} times{self._last_words()}")
+
+    def _last_words(self) -> str:
+        lines = self._log_file.read_text(errors="replace").splitlines() if self._log_file else []
+        return f": {lines[-1]}" if lines else ""
 
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL to what does not listen."""

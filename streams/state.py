@@ -87,7 +87,7 @@ def _offsets(admin: AdminClient, topic: str, partitions: list[int], which: Offse
             return {tp.partition: future.result().offset for tp, future in futures.items()}
         except KafkaException as error:
             if error.args[0].name() not in NO_LEADER_YET or time.monotonic() > deadline_s:
-                raise
+                raise clients.broken(error.args[0]) from None
         time.sleep(0.05)
 
 

@@ -70,14 +70,22 @@ def demo(
             up_s = time.monotonic()
             topics.apply(clients.check_broker(ours), ours)
             supervisor = Supervisor(ours, ("signals", "ranker", "materialiser"), Path(scratch) / "roles.log")
+
+            def show(act: str, sent: play_of.Sent) -> None:
+                supervisor.tend()
+                supervisor.check()
+                view.show(act, sent)
+
             try:
                 sender = play_of.Sender(ours)
                 with view:
-                    sent = play_of.perform(ours, chosen, play, sender, up_s, view.show)
+                    sent = play_of.perform(ours, chosen, play, sender, up_s, show)
                 with stderr.status("checking every event and every list"):
                     summary = summarise(ours, play, sent, sender.events)
             except BaseException:
                 _keep_log(Path(scratch) / "roles.log", own_home)
+                if services is not None:
+                    services.check()  # if one has ended, that is the cause, whatever came of it here
                 raise
             finally:
                 supervisor.stop()
