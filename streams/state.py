@@ -7,7 +7,7 @@ Writes go to an overlay and reach the base only after their transaction has comm
 import time
 from collections.abc import Callable, Iterator
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from recsys.errors import Unavailable
@@ -97,7 +97,10 @@ def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable
     The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
     marker, and only the end-of-partition event tells that the position has passed it. Raises Unavailable on a stall.
     """
-    consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in ends])  # 0 may be past its retention
+    partitions = [TopicPartition(topic, p) for p in ends]
+    for partition in partitions:  # 0 may be past its retention
+        partition.offset = consumer.get_watermark_offsets(partition, timeout=30)[0]
+    consumer.assign(partitions)
     open_ends = {p: end for p, end in ends.items() if end > 0}
     count, moved_s = 0, time.monotonic()
     while open_ends:

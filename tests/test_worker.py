@@ -13,7 +13,7 @@ from random import Random
 
 import msgspec
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from stream_helpers import read_topic, send, send_events
@@ -21,7 +21,7 @@ from stream_helpers import read_topic, send, send_events
 from recsys.events import Click, decode_event, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
 from streams import clients, topics
-from streams.lag import records_behind
+from streams.lag import committed_offsets, records_behind
 from streams.records import Output, Record
 from streams.roles import Supervisor
 from streams.settings import Settings
@@ -399,24 +399,16 @@ def test_sigterm_ends_a_role_within_five_seconds_having_committed(
         assert time.monotonic() - asked_s < 5
     finally:
         supervisor.stop()
-    done = committed(settings, "ranker")
+    done = committed_offsets(settings, "ranker", "events", [0, 1, 2, 3])
     profiles = dict[str, Profile]()
     for record in read_topic(settings, "events"):
-        if record.offset < done.get(record.partition, 0):
+        if record.offset < done[record.partition]:
             event = decode_event(record.value or b"")
             before = profiles.get(event.user, EMPTY)
             profiles[event.user] = apply(before, event, event_hash(event, encode_event(event)))
     assert sum(done.values()) > 0
     found = {(record.key or b"").decode(): record.value for record in read_topic(settings, "profiles")}
     assert found == {user: encode_profile(profile) for user, profile in profiles.items()}
-
-
-def committed(settings: Settings, role: str) -> dict[int, int]:
-    """A group's offsets by partition."""
-    group = settings.prefix + role
-    admin = clients.admin(settings)
-    answer = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result()
-    return {tp.partition: tp.offset for tp in answer.topic_partitions}
 
 
 def transaction_records(settings: Settings) -> int:
