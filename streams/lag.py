@@ -1,13 +1,17 @@
 """How far a role is behind its input, in records."""
 
+import time
+
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams import clients
 from streams.settings import Settings
-from streams.state import end_offsets
+from streams.state import ELECTION_S, end_offsets
 
 WRITTEN_IN_TRANSACTIONS = ("pairs", "slates")
+# The client does not call these retriable, though they pass by themselves.
+NO_COORDINATOR_YET = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
 
 
 def records_behind(admin: AdminClient, settings: Settings, role: str, topic: str) -> int:
@@ -31,10 +35,16 @@ def committed_offsets(settings: Settings, role: str, topic: str, partitions: lis
     librdkafka issue 5040) where the group's coordinator is not settled yet, as on a broker that has just started.
     """
     asking = clients.consumer(settings, settings.prefix + role)
+    wanted, deadline_s = [TopicPartition(settings.prefix + topic, p) for p in partitions], time.monotonic() + ELECTION_S
     try:
-        found = asking.committed([TopicPartition(settings.prefix + topic, p) for p in partitions], timeout=30)
-    except KafkaException as error:
-        raise clients.broken(error.args[0]) from None
+        while True:
+            try:
+                found = asking.committed(wanted, timeout=30)
+            except KafkaException as error:
+                if error.args[0].name() not in NO_COORDINATOR_YET or time.monotonic() > deadline_s:
+                    raise clients.broken(error.args[0]) from None
+                time.sleep(0.05)
+            else:
+                return {tp.partition: max(tp.offset, 0) for tp in found}
     finally:
         asking.close()
-    return {tp.partition: max(tp.offset, 0) for tp in found}
