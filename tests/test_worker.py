@@ -100,7 +100,7 @@ class Reader:
 
     def __init__(self, settings: Settings) -> None:
         self.consumer, self.met_end = clients.reader(settings), threading.Event()
-        self.assign = self.consumer.assign
+        self.assign, self.get_watermark_offsets = self.consumer.assign, self.consumer.get_watermark_offsets
 
     def consume(self, *arguments: float) -> list[Message]:
         messages = self.consumer.consume(*arguments)
