@@ -50,6 +50,7 @@ PRODUCER: dict[str, Value] = {
     "message.max.bytes": 16 * 1024 * 1024,
     "compression.type": "lz4",
     "linger.ms": 2,
+    "queue.buffering.max.kbytes": 64 * 1024,  # the default is 1 GB: a slow broker must not fill the memory
     # Kafka answers CONCURRENT_TRANSACTIONS to the first send after a commit; librdkafka then waits this long.
     # Its default of 100 ms makes a transaction take 101–116 ms, 1 ms makes it 5–30 ms (measured on 4.3.1).
     "retry.backoff.ms": 1,
@@ -65,6 +66,7 @@ CONSUMER: dict[str, Value] = {
     "partition.assignment.strategy": "range",
     "session.timeout.ms": SESSION_TIMEOUT_S * 1000,
     "heartbeat.interval.ms": SESSION_TIMEOUT_S * 1000 // 3,
+    "queued.max.messages.kbytes": 32 * 1024,  # 5 s of events at full speed, ready in memory
     "fetch.wait.max.ms": 50,  # records are sent at once; this bounds how long an idle fetch keeps a new partition waiting
     "retry.backoff.ms": 1,
     "retry.backoff.max.ms": 10,

@@ -17,6 +17,7 @@ from streams import clients
 from streams.records import Record, read_record
 from streams.settings import Settings
 from streams.state import begin_offsets
+from streams.telemetry import REDIS_WRITES, Health
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ def slate_key(settings: Settings, user: str) -> str:
 class Materialiser:
     """Reads slates, writes Redis. Not thread-safe: `run` owns it."""
 
-    def __init__(self, settings: Settings, instance: str) -> None:
+    def __init__(self, settings: Settings, instance: str, health: Health | None = None) -> None:
         self._settings = settings
+        self._health = health or Health("materialiser")
         self._topic = settings.prefix + "slates"
         self._redis = clients.redis_client(settings)
         self._consumer = clients.consumer(settings, f"{settings.prefix}materialiser", f"materialiser-{instance}")
@@ -63,8 +65,10 @@ class Materialiser:
         self._stop = stop
         self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
         try:
+            self._health.waiting_for = "partitions"
             while not stop.is_set():
                 self.step()
+                self._health.beat()
         except KafkaException as error:
             raise clients.broken(error.args[0]) from error
         finally:
@@ -86,8 +90,11 @@ class Materialiser:
                 self._write(records)
             if time.monotonic() - self._checked_s > CHECK_S:
                 self._follow_redis()
+                self._health.waiting_for = ""
         except redis.RedisError as error:
             log.warning("materialiser: Redis does not answer (%s), trying again", type(error).__name__)
+            REDIS_WRITES.labels("error").inc()
+            self._health.waiting_for = "Redis"
             self._rewind(self._next)
             self._stop.wait(0.2)  # slates go on being published; only this view waits
 
@@ -109,6 +116,8 @@ class Materialiser:
         self._next.update(ends)
         self.applied += sum(written)
         self.stale += len(written) - sum(written)
+        REDIS_WRITES.labels("applied").inc(sum(written))
+        REDIS_WRITES.labels("stale").inc(len(written) - sum(written))
 
     def _follow_redis(self) -> None:
         """Notice a wipe even when there is nothing to write."""
@@ -149,6 +158,8 @@ class Materialiser:
                 return
             except redis.RedisError as error:
                 log.warning("materialiser: Redis does not answer (%s), waiting", type(error).__name__)
+                self._health.waiting_for = "Redis"
+                self._health.beat()
                 self._stop.wait(0.5)
             except KafkaException as error:  # through the client's callback it would become what no `except` catches
                 raise clients.broken(error.args[0]) from error

@@ -14,6 +14,7 @@ from streams.settings import Settings
 from streams.state import end_offsets, read_to
 
 CONNECT = "__connect.errors."
+CLASS = "slatecast.error.class"
 MAX_MESSAGE = 1024  # an explanation, not a payload
 
 
@@ -57,7 +58,12 @@ def reject_headers(record: Record, error: BadEvent, role: str) -> Headers:
         "exception.stacktrace": "",  # it could hold the payload: personal data
     }
     ours = tuple((CONNECT + name, text.encode()) for name, text in said.items())
-    return (*kept, *ours, ("slatecast.error.class", error.reason_class.encode()))
+    return (*kept, *ours, (CLASS, error.reason_class.encode()))
+
+
+def reason_class(headers: Headers) -> str:
+    """Why a record was put aside: the last such header, since an original one may be forged."""
+    return next((value.decode(errors="replace") for name, value in reversed(headers) if name == CLASS), "?")
 
 
 def read_rejects(settings: Settings) -> list[Reject]:
@@ -120,7 +126,7 @@ def _parse(record: Record) -> Reject:
         record.offset,
         record.arrived_ms,
         f"{said.get('topic', '?')}:{said.get('partition', '?')}:{said.get('offset', '?')}",
-        said.get("slatecast.error.class", "?"),
+        reason_class(record.headers),
         said.get("exception.message", ""),
         record.key,
         record.value,

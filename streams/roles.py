@@ -25,6 +25,7 @@ from streams.materialiser import Materialiser
 from streams.ranker import RankerTask
 from streams.settings import Settings
 from streams.signals import SignalsTask
+from streams.telemetry import MODEL_INFO, Health, serve
 from streams.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -37,17 +38,27 @@ STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
 
 def run_role(settings: Settings, role: str, instance: str, stop: threading.Event) -> None:
     """Be one role until `stop` is set."""
-    clients.check_broker(settings)
-    if role == "signals":
-        Worker(settings, role, SignalsTask(settings), instance).run(stop)
-    elif role == "ranker":
-        task = RankerTask(settings, load_models(settings))
-        task.shelf.catch_up()
-        Worker(settings, role, task, instance).run(stop)
-    elif role == "materialiser":
-        Materialiser(settings, instance).run(stop)
-    else:
-        raise Misuse(f"no role {role!r}; there are {', '.join(ROLES)}")
+    health = Health(role)
+    server = serve(settings.metrics_port, health) if settings.metrics_port else None
+    try:
+        clients.check_broker(settings)
+        if role == "signals":
+            Worker(settings, role, SignalsTask(settings), instance, health).run(stop)
+        elif role == "ranker":
+            models = load_models(settings)
+            MODEL_INFO.labels(models.release, models.provider).set(1)
+            task = RankerTask(settings, models)
+            health.waiting_for = "catalogue and signals"
+            task.shelf.catch_up()
+            Worker(settings, role, task, instance, health).run(stop)
+        elif role == "materialiser":
+            Materialiser(settings, instance, health).run(stop)
+        else:
+            raise Misuse(f"no role {role!r}; there are {', '.join(ROLES)}")
+    finally:
+        if server is not None:
+            server.shutdown()
+            server.server_close()
 
 
 def run_child() -> None:
@@ -101,6 +112,7 @@ class Supervisor:
         self._settings, self._log_file, self._instance = settings, log_file, instance
         self._failures = dict.fromkeys(roles, 0)
         self._again_s: dict[str, float] = {}
+        self._ports = {role: settings.metrics_port + n for n, role in enumerate(roles) if settings.metrics_port}
         self.processes = {role: self._start(role) for role in roles}
 
     def tend(self) -> None:
@@ -151,6 +163,7 @@ class Supervisor:
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )
         assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
-        process.stdin.write(msgspec.json.encode(Order(self._settings, role, self._instance)) + b"\n")
+        own = msgspec.structs.replace(self._settings, metrics_port=self._ports.get(role, 0))
+        process.stdin.write(msgspec.json.encode(Order(own, role, self._instance)) + b"\n")
         process.stdin.flush()
         return process

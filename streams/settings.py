@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,7 +28,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefix: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]*$", max_length=100)] = "slatecast."  # one per tenant
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4  # fixed for the life of the topics: growth is a replay
     replication: Annotated[int, Meta(ge=1, le=10)] = 1  # 3 on a cluster
-    home: str = "var"  # models, jars, data of the embedded services
+    home: str = "var"  # models, jars, copies of state, data of the embedded services
+    state: Literal["memory", "disk"] = "memory"  # disk: for more profiles than memory holds; a tenth slower
+    metrics_port: Annotated[int, Meta(ge=0, le=65_000)] = 0  # of the first role, the next has the next; 0: none
     kafka: dict[str, Value] = {}
     policy: Policy = Policy()
 

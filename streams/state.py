@@ -1,37 +1,98 @@
-"""State of a worker: a dictionary per input partition, the changelog behind it, and what a batch would change.
+"""State of a worker: the values of each input partition, and what the batch in progress would change.
 
-Writes go to an overlay and reach the base only after their transaction has committed; an abort drops the overlay.
-`restore` fills the base of a partition from its changelog by the watermark rule. Nothing here produces.
+Writes go to an overlay and reach the values only after their transaction has committed; an abort drops the overlay.
+`restore` makes the values of a partition from its store on disk and its changelog, by the watermark rule. Nothing here
+produces.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from recsys.errors import Unavailable
 from streams import clients
 from streams.records import Record, is_end, read_record
+from streams.store import Store, StoreBroken, open_store
+
+log = logging.getLogger(__name__)
 
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
 RESTORE_STALL_S = 40.0
 # The client does not call these retriable, though they pass by themselves.
 NO_LEADER_YET = ("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART")
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
+WRITE_TOGETHER = 2000  # restored values go to the disk in batches of this size
+
+
+class Held:
+    """The values of one partition: in memory with the store behind it, or in the store alone."""
+
+    def __init__(self, store: Store | None, *, in_memory: bool) -> None:
+        self.store = store
+        self.values: dict[str, bytes] | None = None
+        if in_memory:
+            try:
+                self.values = dict(store.items()) if store else {}
+            except StoreBroken:
+                assert store is not None  # noqa: S101 - nothing else raises it
+                store.destroy()  # else the next start would meet it again
+                raise
+
+    def get(self, key: str) -> bytes | None:
+        """One committed value."""
+        if self.values is not None:
+            return self.values.get(key)
+        assert self.store is not None  # noqa: S101 - `open_partition` gives one or the other
+        return self.store.get(key)
+
+    def write(self, changes: Sequence[tuple[str, bytes | None]], next_offset: int) -> None:
+        """Committed values, and the changelog offset behind them."""
+        if self.values is not None:
+            for key, value in changes:
+                if value is None:
+                    self.values.pop(key, None)
+                else:
+                    self.values[key] = value
+        if self.store is not None:
+            try:
+                self.store.write(changes, next_offset)
+            except StoreBroken as error:
+                if self.values is None:
+                    raise
+                # A later write must not hide the gap: this store stays as it is until the next restore.
+                log.warning("state: no longer kept on disk until the next start: %s", error)
+                self.store.close()
+                self.store = None
+
+    def items(self) -> Iterable[tuple[str, bytes]]:
+        """All committed values."""
+        if self.values is not None:
+            return self.values.items()
+        assert self.store is not None  # noqa: S101 - as above
+        return self.store.items()
+
+    def close(self) -> None:
+        """Let go of the disk."""
+        if self.store is not None:
+            self.store.close()
 
 
 class State:
     """Keyed bytes per partition, with an overlay of the batch in progress."""
 
     def __init__(self) -> None:
-        self._base: dict[int, dict[str, bytes]] = {}
+        self._held: dict[int, Held] = {}
         self._overlay: dict[tuple[int, str], bytes] = {}
 
     def get(self, partition: int, key: str) -> bytes | None:
         """The value as the batch in progress sees it."""
         changed = self._overlay.get((partition, key))
-        return changed if changed is not None else self._base[partition].get(key)
+        return changed if changed is not None else self._held[partition].get(key)
 
     def put(self, partition: int, key: str, value: bytes) -> None:
         """Change a value, for now in the overlay only."""
@@ -41,27 +102,32 @@ class State:
         """(partition, key, value) of the overlay: what the changelog must hear of."""
         return ((partition, key, value) for (partition, key), value in self._overlay.items())
 
-    def merge(self) -> None:
-        """The transaction has committed: what the batch wrote is now the state."""
+    def merge(self, next_offsets: Mapping[int, int]) -> None:
+        """The transaction has committed: what the batch wrote is now the state, and the changelog ends there."""
+        by_partition: dict[int, list[tuple[str, bytes | None]]] = {}
         for (partition, key), value in self._overlay.items():
-            self._base[partition][key] = value
+            by_partition.setdefault(partition, []).append((key, value))
+        for partition, changes in by_partition.items():
+            self._held[partition].write(changes, next_offsets[partition])
         self._overlay.clear()
 
     def drop(self) -> None:
         """The transaction was aborted: forget what the batch wrote."""
         self._overlay.clear()
 
-    def adopt(self, partition: int, values: dict[str, bytes]) -> None:
+    def adopt(self, partition: int, held: Held) -> None:
         """A partition came to this worker, with what its changelog says."""
-        self._base[partition] = values
+        self._held[partition] = held
 
     def release(self, partition: int) -> None:
         """A partition left."""
-        self._base.pop(partition, None)
+        held = self._held.pop(partition, None)
+        if held is not None:
+            held.close()
 
     def partition(self, partition: int) -> dict[str, bytes]:
-        """The committed values of one partition, for reading."""
-        return self._base[partition]
+        """A copy of the committed values of one partition, for looking at."""
+        return dict(self._held[partition].items())
 
 
 def end_offsets(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, int]:
@@ -91,17 +157,24 @@ def _offsets(admin: AdminClient, topic: str, partitions: list[int], which: Offse
         time.sleep(0.05)
 
 
-def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable[[Record], None]) -> int:
-    """Read partitions from their beginning, committed records only, until past `ends`; how many records there were.
+def read_to(
+    consumer: Consumer,
+    topic: str,
+    ends: Mapping[int, int],
+    take: Callable[[Record], None],
+    begins: Mapping[int, int] = MappingProxyType({}),
+) -> int:
+    """Read partitions from their beginning, or `begins`, committed records only, past `ends`; how many there were.
 
     The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
     marker, and only the end-of-partition event tells that the position has passed it. Raises Unavailable on a stall.
     """
     partitions = [TopicPartition(topic, p) for p in ends]
     for partition in partitions:  # 0 may be past its retention
-        partition.offset = consumer.get_watermark_offsets(partition, timeout=30)[0]
+        oldest = consumer.get_watermark_offsets(partition, timeout=30)[0]
+        partition.offset = max(begins.get(partition.partition, 0), oldest)
     consumer.assign(partitions)
-    open_ends = {p: end for p, end in ends.items() if end > 0}
+    open_ends = {tp.partition: ends[tp.partition] for tp in partitions if ends[tp.partition] > tp.offset}
     count, moved_s = 0, time.monotonic()
     while open_ends:
         for message in consumer.consume(2000, 0.2):
@@ -126,16 +199,53 @@ def read_to(consumer: Consumer, topic: str, ends: dict[int, int], take: Callable
 
 
 def restore(
-    admin: AdminClient, consumer: Consumer, topic: str, partitions: list[int]
-) -> tuple[dict[int, dict[str, bytes]], int]:
-    """The newest value of every key of some changelog partitions, and how many records were read."""
-    values: dict[int, dict[str, bytes]] = {p: {} for p in partitions}
+    admin: AdminClient,
+    consumer: Consumer,
+    topic: str,
+    partitions: list[int],
+    folder: Path | None = None,
+    *,
+    in_memory: bool = True,
+) -> tuple[dict[int, Held], int]:
+    """The committed values of some changelog partitions, and how many records were read for them.
+
+    What lies in `folder` is used as far as it is good; only the changelog's tail behind it is read. Raises Unavailable
+    where the state is to lie on disk only (in_memory=False) and the disk cannot be used.
+    """
+    ends, begins = end_offsets(admin, topic, partitions), begin_offsets(admin, topic, partitions)
+    log_id = topic_id(admin, topic)
+    held = {}
+    for p in partitions:
+        where = folder / str(p) if folder else None
+        try:
+            held[p] = Held(open_store(where, log_id, p, begins[p], ends[p]) if where else None, in_memory=in_memory)
+        except StoreBroken as error:
+            if not in_memory:
+                raise Unavailable(
+                    f"state cannot be kept in {where}: {error}; make room, or set state = 'memory'"
+                ) from None
+            log.warning("state: not kept on disk, the next start reads the whole changelog: %s", error)
+            held[p] = Held(None, in_memory=True)
+    known = {p: store.next_offset for p, h in held.items() if (store := h.store) is not None}
+    waiting: dict[int, list[tuple[str, bytes | None]]] = {p: [] for p in partitions}
 
     def take(record: Record) -> None:
-        key = (record.key or b"").decode()
-        if record.value is None:
-            values[record.partition].pop(key, None)
-        else:
-            values[record.partition][key] = record.value
+        changes = waiting[record.partition]
+        changes.append(((record.key or b"").decode(), record.value))
+        if len(changes) >= WRITE_TOGETHER:
+            held[record.partition].write(changes, record.offset + 1)
+            changes.clear()
 
-    return values, read_to(consumer, topic, end_offsets(admin, topic, partitions), take)
+    count = read_to(consumer, topic, ends, take, known)
+    for p in partitions:
+        held[p].write(waiting[p], ends[p])
+    return held, count
+
+
+def topic_id(admin: AdminClient, topic: str) -> str:
+    """The broker's own id of a topic: one that was deleted and made again has another."""
+    future = admin.describe_topics(TopicCollection([topic]), request_timeout=10)[topic]
+    try:
+        return str(future.result().topic_id)
+    except KafkaException as error:
+        raise clients.broken(error.args[0]) from None

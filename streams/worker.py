@@ -11,30 +11,45 @@ The order, and each step's reason:
 7. commit
 8. merge the overlay into the state
 
-On abort: drop the overlay, seek back to where the batch began. A retriable error: the same call again. A fatal or
-unknown one: leave by exception; the process ends and a supervisor starts another, which fences this one.
+On abort: drop the overlay, seek back to where the batch began. What cannot be undone ends the process, and a
+supervisor starts another, which fences this one (transactions.py).
+
+Memory is bounded without pausing a partition: nothing is polled while a batch is in hand, the client's own queues have
+limits (clients.py), and a batch is only as large as the broker takes in good time.
 """
 
+import contextlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from recsys.errors import SlatecastError
-from streams import clients
+from recsys.errors import BadEvent
+from streams import clients, telemetry
+from streams.attempts import LAST_ATTEMPT, Attempts
+from streams.failpoints import reach
 from streams.records import Output, Record, read_record
+from streams.rejects import reason_class, reject_headers
 from streams.settings import Settings
 from streams.state import State, begin_offsets, restore
+from streams.telemetry import Health
+from streams.transactions import CALL_LIMIT_S, Aborted, Stopped, Transactions
+from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 0.005  # a batch waits this long for company: a transaction costs about 5 ms whatever is in it
 IDLE_S = 0.1
-CALL_LIMIT_S = clients.TRANSACTION_TIMEOUT_S + 10  # send_offsets ignores its time-out (librdkafka 5456): a watchdog
+# A batch takes .1 s, a record some ms. After this long it hangs: a pill is found within three times that.
+PROCESS_LIMIT_S = 5.0
+# 2,000 records at 50 kB/s would outlast the transaction's time-out, for ever. So batches begin small, and grow while
+# the broker is quick.
+FIRST_BATCH, SLOW_S, QUICK_S = 64, 1.0, 0.25
+LAG_EVERY_S = 1.0
 
 
 class Task(Protocol):
@@ -57,47 +72,49 @@ class Task(Protocol):
         ...
 
 
-class Stopped(SlatecastError):
-    """The worker cannot go on and must be started anew."""
-
-    exit_code = 70
-
-
 class Worker:
     """One consumer, one transactional producer, one task. Not thread-safe: `run` owns it."""
 
-    def __init__(self, settings: Settings, role: str, task: Task, instance: str) -> None:
+    def __init__(self, settings: Settings, role: str, task: Task, instance: str, health: Health | None = None) -> None:
         self.task, self.role, self.state = task, role, State()
         self.settings = settings
         self.input = settings.prefix + task.topic
         self.changelog = settings.prefix + task.changelog
+        self._rejects = settings.prefix + "rejects"
         self.processed = 0  # records whose transaction has committed
         self.restored = 0
         self._next: dict[int, int] = {}  # own bookkeeping of offsets: control records leave gaps
-        self._last_change: dict[int, int] = {}
-        self._failed: KafkaError | None = None
-        self._deadline_s = float("inf")
+        self._room = FIRST_BATCH
+        self._lag_s = 0.0
+        self._folder = Path(settings.home) / "state" / f"{settings.prefix}{role}-{instance}"
+        self._health = health or Health(role)
+        self._watchdog = Watchdog(role)
+        self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"
         self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
-        self._producer = clients.producer(settings, transactional_id=f"{settings.prefix}{role}.{instance}")
+        self._transactions = Transactions(settings, role, instance, self._watchdog)
         self._admin = clients.admin(settings)
 
     def run(self, stop: threading.Event, after_batch: Callable[[], None] = lambda: None) -> None:
         """Work until `stop` is set; the batch in hand is committed first."""
-        threading.Thread(target=self._watch, name=f"{self.role}-watchdog", daemon=True).start()
-        try:
-            self._call(self._producer.init_transactions, 30)  # fences and aborts the predecessor, before any offset
-            self._consumer.subscribe(
-                [self.input], on_assign=self._assigned, on_revoke=self._released, on_lost=self._released
-            )
-            while not stop.is_set():
-                self.step()
-                after_batch()
-        except KafkaException as error:
-            raise Stopped(f"{self.role}: {error.args[0].str()}; start it again") from error
-        finally:
-            self._deadline_s = float("inf")
-            self._consumer.close()
+        with self._watchdog.watching(stuck_s=CALL_LIMIT_S):
+            try:
+                self._transactions.fence()  # before any offset is read
+                self._consumer.subscribe(
+                    [self.input], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+                )
+                self._health.waiting_for = "partitions"
+                while not stop.is_set():
+                    self.step()
+                    self._health.beat()
+                    after_batch()
+            except KafkaException as error:
+                raise Stopped(f"{self.role}: {error.args[0].str()}; start it again") from error
+            finally:
+                self._health.waiting_for = "its end"
+                self._consumer.close()
+                self._release(list(self._next))
+                self._attempts.close()
 
     def step(self) -> None:
         """One batch, from poll to merge; nothing if nothing came."""
@@ -105,22 +122,32 @@ class Worker:
         self.task.refresh()
         if not records:
             return
+        reach("after_poll")
+        outputs = self._process(records)
+        reach("after_apply")
+        started_s = time.monotonic()
         try:
-            self._commit(records, self.task.process(records, self.state))
-        except KafkaException as exception:
-            self._give_up(exception.args[0], records)
+            ends = self._transactions.commit(outputs, self._changes(), self._offsets(records), self._consumer)
+        except Aborted as error:
+            log.warning("%s: transaction aborted (%s), %d records again", self.role, error, len(records))
+            self._go_back(records)
             return
-        self.state.merge()
+        self._make_room(len(records), time.monotonic() - started_s)
+        self.state.merge(ends)
+        reach("after_merge")
         self.processed += len(records)
         self._next.update(_ends(records))
+        self._attempts.passed(records)
         self.task.committed()
+        self._count(records, outputs)
 
     def _poll(self) -> list[Record]:
         first = self._consumer.poll(IDLE_S)
         if first is None:
             return []
         records = []
-        for message in (first, *self._consumer.consume(self.task.batch_limit - 1, LINGER_S)):
+        limit = min(self.task.batch_limit, self._room)
+        for message in (first, *self._consumer.consume(limit - 1, LINGER_S)) if limit > 1 else (first,):
             error = message.error()
             if error is not None:
                 gone = error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the client's public constant
@@ -132,72 +159,84 @@ class Worker:
                 records.append(record)
         return records
 
-    def _commit(self, records: Sequence[Record], outputs: Sequence[Output]) -> None:
-        self._failed = None
-        self._producer.begin_transaction()
-        for output in outputs:
-            self._produce(output)
-        for partition, key, value in self.state.changes():
-            self._produce(Output(self.changelog, key.encode(), value, (), partition))
-        offsets = [TopicPartition(self.input, partition, offset) for partition, offset in _ends(records).items()]
-        self._call(
-            lambda: self._producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), 30)
-        )
-        self._call(self._producer.commit_transaction, -1)
-        if self._failed is not None:
-            raise Stopped(f"{self.role}: a record was not delivered ({self._failed.str()}) though its batch committed")
-
-    def _produce(self, output: Output) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic,
-                    output.value,
-                    output.key,
-                    output.partition,
-                    on_delivery=self._delivered,
-                    headers=list(output.headers),
-                )
-            except BufferError:  # the local queue is full: let it drain
-                self._producer.poll(0.1)
+    def _process(self, records: Sequence[Record]) -> list[Output]:
+        """Steps 2 to 4: the batch at once or, where a predecessor ended over it, record by record."""
+        if not self._attempts.suspects(records):
+            return self._try(records)
+        log.warning("%s: the last process ended over some of %d records, now one at a time", self.role, len(records))
+        outputs = []
+        for record in records:
+            if self._attempts.is_hopeless(record):
+                outputs.append(self._put_aside(record))
             else:
-                return
+                outputs += self._try([record])
+        return outputs
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and self._failed is None:  # later ones only say that the transaction is lost
-            self._failed = error
+    def _try(self, records: Sequence[Record]) -> list[Output]:
+        with (
+            self._attempts.trying(records),
+            self._watchdog.limit(f"processing {len(records)} records", PROCESS_LIMIT_S),
+        ):
+            return self.task.process(records, self.state)
 
-    def _call(self, call: Callable[..., Any], *arguments: object) -> None:
-        """One call of the transactional API, again as long as the client says that it may be repeated."""
-        self._deadline_s = time.monotonic() + CALL_LIMIT_S
-        while True:
-            try:
-                call(*arguments)
-            except KafkaException as exception:
-                if not exception.args[0].retriable():
-                    raise
-                log.info("%s: %s, again", self.role, exception.args[0].str())
-            else:
-                self._deadline_s = float("inf")
-                return
+    def _put_aside(self, record: Record) -> Output:
+        where = f"{record.topic}:{record.partition}:{record.offset}"
+        log.error("%s: %s has ended its process %d times, it goes to rejects", self.role, where, LAST_ATTEMPT)
+        error = BadEvent("poison_crash", f"it ended its process {LAST_ATTEMPT} times; the log says where it stood")
+        headers = reject_headers(record, error, self.role)
+        return Output(self._rejects, record.key, record.value, headers)
 
-    def _give_up(self, error: KafkaError, records: Sequence[Record]) -> None:
-        """A failed transaction: abort, forget, and go back to where the batch began; or end the process."""
-        if error.fatal() or not error.txn_requires_abort():
-            raise Stopped(f"{self.role}: {error.str()}; start it again") from None
-        self._call(self._producer.abort_transaction, 30)
-        if self._failed is not None and self._failed.code() > 0:  # by the broker, which would say the same again
-            raise Stopped(f"{self.role}: the broker refused a record ({self._failed.str()}); mend its topic's settings")
-        log.warning("%s: transaction aborted (%s), %d records again", self.role, error.str(), len(records))
+    def _changes(self) -> Iterator[Output]:
+        return (Output(self.changelog, key.encode(), value, (), p) for p, key, value in self.state.changes())
+
+    def _offsets(self, records: Sequence[Record]) -> list[TopicPartition]:
+        return [TopicPartition(self.input, partition, offset) for partition, offset in _ends(records).items()]
+
+    def _go_back(self, records: Sequence[Record]) -> None:
         self.state.drop()
+        self._room = max(1, self._room // 2)
         for partition in _ends(records).keys() & self._next.keys():
             self._consumer.seek(TopicPartition(self.input, partition, self._next[partition]))
 
+    def _make_room(self, count: int, took_s: float) -> None:
+        """As many records in the next batch as the broker takes in good time."""
+        if took_s > SLOW_S:
+            self._room = max(1, min(self._room, count) // 2)
+        elif took_s < QUICK_S and self._room < self.task.batch_limit:
+            self._room *= 2
+        telemetry.BATCH_RECORDS.labels(self.role).set(self._room)
+
+    def _count(self, records: Sequence[Record], outputs: Sequence[Output]) -> None:
+        telemetry.RECORDS.labels(self.role).inc(len(records))
+        for output in outputs:
+            if output.topic == self._rejects:
+                telemetry.REJECTS.labels(self.role, reason_class(output.headers)).inc()
+        self._measure_lag(records)
+
+    def _measure_lag(self, records: Sequence[Record]) -> None:
+        now_s = time.monotonic()
+        if now_s - self._lag_s < LAG_EVERY_S:
+            return
+        self._lag_s = now_s
+        arrived_ms = {record.partition: record.arrived_ms for record in records}
+        for partition, offset in self._next.items():
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self.input, partition), cached=True)
+            behind = max(0, end - offset)
+            labels = self.role, str(partition)
+            telemetry.COMMITTED_OFFSET.labels(*labels).set(offset)
+            telemetry.LAG_RECORDS.labels(*labels).set(behind)
+            if not behind or partition in arrived_ms:
+                age_s = time.time() - arrived_ms.get(partition, 0) / 1000 if behind else 0
+                telemetry.LAG_SECONDS.labels(*labels).set(max(0, age_s))  # clocks differ; age is never negative
+
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        telemetry.REBALANCES.labels(self.role, "assigned").inc()
+        self._health.waiting_for = "its state"
         try:
             self._take_over(consumer, partitions)
         except KafkaException as error:  # through the client's callback it would become what no `except` catches
             raise Stopped(f"{self.role}: no partitions, {error.args[0].str()}; start it again") from error
+        self._health.waiting_for = ""  # without partitions it stands by
 
     def _take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Committed offsets first, then the changelog to its end, then consume."""
@@ -205,36 +244,44 @@ class Worker:
         numbers = [tp.partition for tp in partitions]
         reader = clients.reader(self.settings)
         started_s = time.monotonic()
-        values, count = restore(self._admin, reader, self.changelog, numbers)
+        in_memory = self.settings.state == "memory"
+        held, count = restore(self._admin, reader, self.changelog, numbers, self._folder, in_memory=in_memory)
         reader.close()
         self.restored += count
         oldest = begin_offsets(self._admin, self.input, numbers)
         for tp in committed:
-            self.state.adopt(tp.partition, values[tp.partition])
+            self.state.adopt(tp.partition, held[tp.partition])
             if tp.error is not None:
                 raise KafkaException(tp.error)
             if tp.offset < 0:  # the group's first start: from the beginning, never silently from the end
                 tp.offset = oldest[tp.partition]
             self._next[tp.partition] = tp.offset
         consumer.assign(committed)
-        log.info(
-            "%s: partitions %s, %d changelog records in %.2f s", self.role, numbers, count, time.monotonic() - started_s
+        took_s = time.monotonic() - started_s
+        telemetry.RESTORE_SECONDS.labels(self.role).set(took_s)
+        telemetry.RESTORE_RECORDS.labels(self.role).inc(count)
+        log.info("%s: partitions %s, %d changelog records in %.2f s", self.role, numbers, count, took_s)
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """No batch is open inside poll, so there is nothing to commit: only to forget."""
+        telemetry.REBALANCES.labels(self.role, "revoked").inc()
+        self._release([tp.partition for tp in partitions])
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Others have them already. Nothing of ours is open, so there is nothing to abort either."""
+        telemetry.REBALANCES.labels(self.role, "lost").inc()
+        log.warning(
+            "%s: lost partitions %s: it was silent for too long", self.role, [tp.partition for tp in partitions]
         )
+        self._release([tp.partition for tp in partitions])
 
-    def _released(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """No batch is open inside poll, so there is nothing to commit or abort: only to forget."""
-        for tp in partitions:
-            self._next.pop(tp.partition, None)
-            self.state.release(tp.partition)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(1)
-            if time.monotonic() > self._deadline_s:
-                log.critical(
-                    "%s: a broker call has blocked for over %.0f s, ending the process", self.role, CALL_LIMIT_S
-                )
-                os._exit(70)
+    def _release(self, partitions: list[int]) -> None:
+        for partition in partitions:
+            self._next.pop(partition, None)
+            self.state.release(partition)
+            for gauge in (telemetry.COMMITTED_OFFSET, telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):
+                with contextlib.suppress(KeyError):  # never measured
+                    gauge.remove(self.role, str(partition))
 
 
 def _ends(records: Sequence[Record]) -> dict[int, int]:

@@ -59,6 +59,8 @@ def test_every_default_that_protects_a_record_is_refused_to_the_user() -> None:
         "linger.ms",
         "log.connection.close",
         "message.max.bytes",
+        "queue.buffering.max.kbytes",
+        "queued.max.messages.kbytes",
         "retry.backoff.max.ms",
         "retry.backoff.ms",
         "session.timeout.ms",

@@ -3,6 +3,7 @@
 A task that only counts stands in for the ranker: every count is state, and every count is said.
 """
 
+import shutil
 import threading
 import time
 from collections import Counter
@@ -14,8 +15,6 @@ from random import Random
 import msgspec
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
-from hypothesis import given
-from hypothesis import strategies as st
 from stream_helpers import read_topic, send, send_events
 
 from recsys.events import Click, decode_event, encode_event, event_hash
@@ -25,7 +24,7 @@ from streams.lag import committed_offsets, records_behind
 from streams.records import Output, Record
 from streams.roles import Supervisor
 from streams.settings import Settings
-from streams.state import State, end_offsets, read_to, restore
+from streams.state import Held, State, end_offsets, read_to, restore
 from streams.worker import Stopped, Worker
 
 Wait = Callable[..., None]
@@ -168,16 +167,21 @@ def partition_of(settings: Settings, user: str) -> int:
 # --- restoring ---------------------------------------------------------------------------------------------------------
 
 
-def test_state_is_found_again_by_the_next_start(settings: Settings, start: Start, wait_for: Wait) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_state_is_found_again_by_the_next_start(
+    settings: Settings, start: Start, wait_for: Wait, tmp_path: Path, kept: bool
+) -> None:
     first = start()
     click(settings, *"aabbbc")
     wait_for(lambda: first.processed == 6)
     first.end()
+    if not kept:
+        shutil.rmtree(tmp_path / "state")
     second = start()
     click(settings, *"acd")
     wait_for(lambda: second.processed == 3)
     assert counts(settings) == {"a": 3, "b": 3, "c": 2, "d": 1}
-    assert second.restored >= 3
+    assert (second.restored == 0) if kept else (second.restored >= 3), "only the changelog's tail is read again"
     assert sum(said(settings).values()) == 9
 
 
@@ -203,14 +207,14 @@ def test_a_restore_reads_to_where_open_transactions_end(settings: Settings, wait
     late.produce(topic, b"2", b"a", 0)
     assert late.flush(30) == 0
     admin, reader = clients.admin(settings), Reader(settings)
-    found: list[dict[int, dict[str, bytes]]] = []
+    found: list[dict[int, Held]] = []
     restoring = threading.Thread(target=lambda: found.append(restore(admin, reader, topic, [0])[0]))
     restoring.start()
     assert reader.met_end.wait(20), "the end for those who read committed records: the open transaction is behind it"
     assert not found
     late.commit_transaction(30)
     restoring.join(20)
-    assert found == [{0: {"a": b"2"}}]
+    assert dict(found[0][0].items()) == {"a": b"2"}
     reader.consumer.close()
 
 
@@ -418,32 +422,3 @@ def transaction_records(settings: Settings) -> int:
     read_to(consumer, name, end_offsets(admin, name, clients.partitions_of(admin, name)), found.append)
     consumer.close()
     return sum(f"{settings.prefix}{ROLE}.0".encode() in (record.key or b"") for record in found)
-
-
-# --- the state alone ---------------------------------------------------------------------------------------------------
-
-Step = tuple[str, int, str]  # what, the number of a partition and value, the key
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["put", "put", "put", "merge", "drop"]), st.integers(0, 2), st.sampled_from("abc"))
-    )
-)
-def test_a_batch_sees_its_own_writes_and_only_a_merge_keeps_them(steps: list[Step]) -> None:
-    state, kept, seen = State(), dict[tuple[int, str], bytes](), dict[tuple[int, str], bytes]()
-    for partition in range(3):
-        state.adopt(partition, {})
-    for n, (what, partition, key) in enumerate(steps):
-        if what == "put":
-            state.put(partition, key, b"%d" % n)
-            seen[partition, key] = b"%d" % n
-        elif what == "merge":
-            assert {(p, k): v for p, k, v in state.changes()}.items() <= seen.items()
-            state.merge()
-            kept = dict(seen)
-        else:
-            state.drop()
-            seen = dict(kept)
-        assert {(p, k): v for p in range(3) for k in "abc" if (v := state.get(p, k)) is not None} == seen
-        assert {(p, k): v for p in range(3) for k, v in state.partition(p).items()} == kept

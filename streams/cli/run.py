@@ -1,6 +1,7 @@
 """`run` starts the roles; `watch` follows the lists they publish."""
 
 import click
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -19,16 +20,21 @@ from streams.watching import follow_slates
     default="0",
     help="Name of this instance: a second ranker on the same topics needs another.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_000),
+    help="/metrics, /livez and /readyz of the first role; the next role has the next port.",
+)
 @click.option("--child", is_flag=True, hidden=True)
 @connection_options
-def run(settings: Settings, roles: tuple[str, ...], instance: str, child: bool) -> None:
+def run(settings: Settings, roles: tuple[str, ...], instance: str, metrics_port: int | None, child: bool) -> None:
     """Run the roles: signals, ranker, materialiser; all, or those named. Ctrl-C ends.
 
     Each is a process of its own, started again if it fails.
 
     \b
     Example:  slatecast run
-              slatecast run ranker --instance b --bootstrap kafka:9092 --redis redis://cache:6379/0
+              slatecast run ranker --instance b --metrics-port 9400 --bootstrap kafka:9092 --redis redis://cache:6379/0
     """
     log_to_stderr()
     if child:
@@ -40,6 +46,8 @@ def run(settings: Settings, roles: tuple[str, ...], instance: str, child: bool) 
     clients.check_broker(settings)
     if not roles or "materialiser" in roles:
         clients.check_redis(settings)
+    if metrics_port is not None:
+        settings = msgspec.structs.replace(settings, metrics_port=metrics_port)
     stop = stop_on_signals()
     supervisor = Supervisor(settings, roles or ROLES, instance=instance)
     try:
