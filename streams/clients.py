@@ -113,6 +113,11 @@ def reader(settings: Settings) -> Consumer:
     return _make(Consumer, _options(settings, CONSUMER, extra))
 
 
+def asker(settings: Settings, group: str) -> Consumer:
+    """A consumer that only asks what a group has committed, now: it does not wait for transactions that are open."""
+    return _make(Consumer, _options(settings, CONSUMER, {"group.id": group, "isolation.level": "read_uncommitted"}))
+
+
 def admin(settings: Settings, on_error: Callable[[KafkaError], None] = lambda error: None) -> AdminClient:
     """A client for topics, offsets and metadata. `on_error` hears why connections fail, when the client is polled."""
     # Its log would say on the terminal what `on_error` hears and what calls raise.

@@ -34,7 +34,7 @@ def committed_offsets(settings: Settings, role: str, topic: str, partitions: lis
     Asked by a consumer that never joins the group. The admin client's request ends the whole process (SIGSEGV,
     librdkafka issue 5040) where the group's coordinator is not settled yet, as on a broker that has just started.
     """
-    asking = clients.consumer(settings, settings.prefix + role)
+    asking = clients.asker(settings, settings.prefix + role)
     wanted, deadline_s = [TopicPartition(settings.prefix + topic, p) for p in partitions], time.monotonic() + ELECTION_S
     try:
         while True:
