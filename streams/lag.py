@@ -1,16 +1,20 @@
-"""How far a role is behind its input, in records."""
+"""How far a role is behind its input: asked from outside, and shown by the role itself."""
 
+import contextlib
 import time
+from collections.abc import Iterable, Mapping, Sequence
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from streams import clients
+from streams import clients, telemetry
+from streams.records import Record
 from streams.settings import Settings
 from streams.state import ELECTION_S, end_offsets
 
 WRITTEN_IN_TRANSACTIONS = ("pairs", "slates")
 # The client does not call these retriable, though they pass by themselves.
+SHOW_EVERY_S = 1.0
 NO_COORDINATOR_YET = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
 
 
@@ -48,3 +52,38 @@ def committed_offsets(settings: Settings, role: str, topic: str, partitions: lis
                 return {tp.partition: max(tp.offset, 0) for tp in found}
     finally:
         asking.close()
+
+
+class LagMeter:
+    """The lag of one consumer as metrics, from what its fetches have told it: no question to the broker."""
+
+    def __init__(self, role: str, consumer: Consumer, topic: str) -> None:
+        self._role, self._consumer, self._topic = role, consumer, topic
+        self._arrived_ms: dict[int, int] = {}
+        self._shown_s = 0.0
+
+    def show(self, next_offsets: Mapping[int, int], processed: Sequence[Record]) -> None:
+        """Records that wait, and the age of the newest processed one while some do. At most once a second."""
+        for record in processed:
+            self._arrived_ms[record.partition] = record.arrived_ms
+        now_s = time.monotonic()
+        if now_s - self._shown_s < SHOW_EVERY_S:
+            return
+        self._shown_s = now_s
+        for partition, offset in next_offsets.items():
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            behind = max(0, end - offset)
+            arrived_ms = self._arrived_ms.get(partition)
+            age_s = time.time() - arrived_ms / 1000 if behind and arrived_ms else 0.0
+            labels = self._role, str(partition)
+            telemetry.COMMITTED_OFFSET.labels(*labels).set(offset)
+            telemetry.LAG_RECORDS.labels(*labels).set(behind)
+            telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, age_s))  # clocks differ; age is never negative
+
+    def forget(self, partitions: Iterable[int]) -> None:
+        """Another has them now."""
+        for partition in partitions:
+            self._arrived_ms.pop(partition, None)
+            for gauge in (telemetry.COMMITTED_OFFSET, telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):
+                with contextlib.suppress(KeyError):  # never shown
+                    gauge.remove(self._role, str(partition))

@@ -14,6 +14,7 @@ import redis
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streams import clients
+from streams.lag import LagMeter
 from streams.records import Record, read_record
 from streams.settings import Settings
 from streams.state import begin_offsets
@@ -54,6 +55,7 @@ class Materialiser:
         self._topic = settings.prefix + "slates"
         self._redis = clients.redis_client(settings)
         self._consumer = clients.consumer(settings, f"{settings.prefix}materialiser", f"materialiser-{instance}")
+        self._lag = LagMeter("materialiser", self._consumer, self._topic)
         self._admin = clients.admin(settings)
         self._stop = threading.Event()
         self._next: dict[int, int] = {}
@@ -88,6 +90,7 @@ class Materialiser:
         try:
             if records:
                 self._write(records)
+            self._lag.show(self._next, records)
             if time.monotonic() - self._checked_s > CHECK_S:
                 self._follow_redis()
                 self._health.waiting_for = ""
@@ -167,6 +170,7 @@ class Materialiser:
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for tp in partitions:
             self._next.pop(tp.partition, None)
+        self._lag.forget(tp.partition for tp in partitions)
 
     def _applied_key(self, partition: int) -> str:
         return f"{self._settings.prefix}applied:{partition}"

@@ -26,6 +26,7 @@ from streams.ranker import RankerTask
 from streams.settings import Settings
 from streams.signals import SignalsTask
 from streams.telemetry import MODEL_INFO, Health, serve
+from streams.transactions import Stopped
 from streams.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 ROLES = ("signals", "ranker", "materialiser")  # signals first: a ranker reads what they have written
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 HOPELESS = 3  # failures after which waiting for a role is in vain; `run` goes on trying, the demo says so
+SETTLED_S = 60.0  # who lived this long and fails is no longer in the same trouble
 STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
 
 
@@ -112,6 +114,7 @@ class Supervisor:
         self._settings, self._log_file, self._instance = settings, log_file, instance
         self._failures = dict.fromkeys(roles, 0)
         self._again_s: dict[str, float] = {}
+        self._started_s: dict[str, float] = {}
         self._ports = {role: settings.metrics_port + n for n, role in enumerate(roles) if settings.metrics_port}
         self.processes = {role: self._start(role) for role in roles}
 
@@ -121,10 +124,12 @@ class Supervisor:
             if process.poll() is None:
                 continue
             if role not in self._again_s:
+                if time.monotonic() - self._started_s[role] > SETTLED_S:
+                    self._failures[role] = 0
                 pause_s = min(BACKOFF_S * 2 ** self._failures[role], BACKOFF_MAX_S) * random.uniform(0.5, 1)  # noqa: S311
                 self._failures[role] += 1
                 self._again_s[role] = time.monotonic() + pause_s
-                log.warning("%s ended with code %s, again in %.1f s", role, process.returncode, pause_s)
+                log.warning("%s ended: %s; again in %.1f s", role, _cause(process.returncode), pause_s)
             elif time.monotonic() >= self._again_s[role]:
                 del self._again_s[role]
                 if process.stdin is not None:
@@ -163,7 +168,21 @@ class Supervisor:
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )
         assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
+        self._started_s[role] = time.monotonic()
         own = msgspec.structs.replace(self._settings, metrics_port=self._ports.get(role, 0))
         process.stdin.write(msgspec.json.encode(Order(own, role, self._instance)) + b"\n")
         process.stdin.flush()
         return process
+
+
+def _cause(code: int) -> str:
+    """Why a role's process ended, as far as its exit code tells; its own words are in its log."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    known = {
+        0: "as if asked to",
+        1: "something did not answer, or a bug",
+        2: "misuse",
+        Stopped.exit_code: "fenced or stuck",
+    }
+    return f"exit code {code}, {known.get(code, 'unknown')}"

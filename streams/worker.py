@@ -18,7 +18,6 @@ Memory is bounded without pausing a partition: nothing is polled while a batch i
 limits (clients.py), and a batch is only as large as the broker takes in good time.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -32,12 +31,13 @@ from recsys.errors import BadEvent
 from streams import clients, telemetry
 from streams.attempts import LAST_ATTEMPT, Attempts
 from streams.failpoints import reach
+from streams.lag import LagMeter
 from streams.records import Output, Record, read_record
 from streams.rejects import reason_class, reject_headers
 from streams.settings import Settings
 from streams.state import State, begin_offsets, restore
 from streams.telemetry import Health
-from streams.transactions import CALL_LIMIT_S, Aborted, Stopped, Transactions
+from streams.transactions import Aborted, Stopped, Transactions
 from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,10 @@ LINGER_S = 0.005  # a batch waits this long for company: a transaction costs abo
 IDLE_S = 0.1
 # A batch takes .1 s, a record some ms. After this long it hangs: a pill is found within three times that.
 PROCESS_LIMIT_S = 5.0
+STUCK_S = 10.0  # with the interpreter's lock held; also ends a worker whose machine slept: it may have been replaced
 # 2,000 records at 50 kB/s would outlast the transaction's time-out, for ever. So batches begin small, and grow while
 # the broker is quick.
 FIRST_BATCH, SLOW_S, QUICK_S = 64, 1.0, 0.25
-LAG_EVERY_S = 1.0
 
 
 class Task(Protocol):
@@ -85,19 +85,19 @@ class Worker:
         self.restored = 0
         self._next: dict[int, int] = {}  # own bookkeeping of offsets: control records leave gaps
         self._room = FIRST_BATCH
-        self._lag_s = 0.0
         self._folder = Path(settings.home) / "state" / f"{settings.prefix}{role}-{instance}"
         self._health = health or Health(role)
         self._watchdog = Watchdog(role)
         self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"
         self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
+        self._lag = LagMeter(role, self._consumer, self.input)
         self._transactions = Transactions(settings, role, instance, self._watchdog)
         self._admin = clients.admin(settings)
 
     def run(self, stop: threading.Event, after_batch: Callable[[], None] = lambda: None) -> None:
         """Work until `stop` is set; the batch in hand is committed first."""
-        with self._watchdog.watching(stuck_s=CALL_LIMIT_S):
+        with self._watchdog.watching(STUCK_S):
             try:
                 self._transactions.fence()  # before any offset is read
                 self._consumer.subscribe(
@@ -120,8 +120,11 @@ class Worker:
         """One batch, from poll to merge; nothing if nothing came."""
         records = self._poll()
         self.task.refresh()
-        if not records:
-            return
+        if records:
+            self._batch(records)
+        self._lag.show(self._next, records)
+
+    def _batch(self, records: Sequence[Record]) -> None:
         reach("after_poll")
         outputs = self._process(records)
         reach("after_apply")
@@ -211,23 +214,6 @@ class Worker:
         for output in outputs:
             if output.topic == self._rejects:
                 telemetry.REJECTS.labels(self.role, reason_class(output.headers)).inc()
-        self._measure_lag(records)
-
-    def _measure_lag(self, records: Sequence[Record]) -> None:
-        now_s = time.monotonic()
-        if now_s - self._lag_s < LAG_EVERY_S:
-            return
-        self._lag_s = now_s
-        arrived_ms = {record.partition: record.arrived_ms for record in records}
-        for partition, offset in self._next.items():
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self.input, partition), cached=True)
-            behind = max(0, end - offset)
-            labels = self.role, str(partition)
-            telemetry.COMMITTED_OFFSET.labels(*labels).set(offset)
-            telemetry.LAG_RECORDS.labels(*labels).set(behind)
-            if not behind or partition in arrived_ms:
-                age_s = time.time() - arrived_ms.get(partition, 0) / 1000 if behind else 0
-                telemetry.LAG_SECONDS.labels(*labels).set(max(0, age_s))  # clocks differ; age is never negative
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         telemetry.REBALANCES.labels(self.role, "assigned").inc()
@@ -279,9 +265,7 @@ class Worker:
         for partition in partitions:
             self._next.pop(partition, None)
             self.state.release(partition)
-            for gauge in (telemetry.COMMITTED_OFFSET, telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):
-                with contextlib.suppress(KeyError):  # never measured
-                    gauge.remove(self.role, str(partition))
+        self._lag.forget(partitions)
 
 
 def _ends(records: Sequence[Record]) -> dict[int, int]:
