@@ -33,7 +33,7 @@ from streams.attempts import LAST_ATTEMPT, Attempts
 from streams.failpoints import reach
 from streams.lag import LagMeter
 from streams.records import Output, Record, read_record
-from streams.rejects import reason_class, reject_headers
+from streams.rejects import put_aside, reason_class
 from streams.settings import Settings
 from streams.state import State, begin_offsets, restore
 from streams.telemetry import Health
@@ -186,8 +186,7 @@ class Worker:
         where = f"{record.topic}:{record.partition}:{record.offset}"
         log.error("%s: %s has ended its process %d times, it goes to rejects", self.role, where, LAST_ATTEMPT)
         error = BadEvent("poison_crash", f"it ended its process {LAST_ATTEMPT} times; the log says where it stood")
-        headers = reject_headers(record, error, self.role)
-        return Output(self._rejects, record.key, record.value, headers)
+        return put_aside(record, error, self.role, self._rejects)
 
     def _changes(self) -> Iterator[Output]:
         return (Output(self.changelog, key.encode(), value, (), p) for p, key, value in self.state.changes())
