@@ -39,7 +39,11 @@ REFUSED = {
     "partition.assignment.strategy": "co-partitioned topics need the range assignor",
 }
 
-COMMON: dict[str, Value] = {"client.id": "slatecast", "log.connection.close": False}
+COMMON: dict[str, Value] = {
+    "client.id": "slatecast",
+    "log.connection.close": False,
+    "reconnect.backoff.max.ms": 1000,  # as the Java clients; librdkafka's 10 s is how long a broker may be back unseen
+}
 PRODUCER: dict[str, Value] = {
     **COMMON,
     "partitioner": "murmur2_random",
@@ -55,6 +59,9 @@ PRODUCER: dict[str, Value] = {
     # Its default of 100 ms makes a transaction take 101–116 ms, 1 ms makes it 5–30 ms (measured on 4.3.1).
     "retry.backoff.ms": 1,
     "retry.backoff.max.ms": 10,
+    # The default, rebootstrap, forgets the brokers when all of them are down; send_offsets then waits for ever for the
+    # group's coordinator as it was (librdkafka 5511), until the watchdog ends the process, long after they are back.
+    "metadata.recovery.strategy": "none",
 }
 CONSUMER: dict[str, Value] = {
     **COMMON,

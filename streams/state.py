@@ -5,6 +5,7 @@ Writes go to an overlay and reach the values only after their transaction has co
 produces.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,14 @@ log = logging.getLogger(__name__)
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
 RESTORE_STALL_S = 40.0
 # The client does not call these retriable, though they pass by themselves.
-NO_LEADER_YET = ("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART")
+NO_LEADER_YET = (
+    "NOT_LEADER_FOR_PARTITION",
+    "LEADER_NOT_AVAILABLE",
+    "UNKNOWN_TOPIC_OR_PART",
+    "FENCED_LEADER_EPOCH",  # we know the leader from before the broker's restart
+    "UNKNOWN_LEADER_EPOCH",
+    "_NOENT",  # "no leaders found"
+)
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
 WRITE_TOGETHER = 2000  # restored values go to the disk in batches of this size
 
@@ -155,6 +163,8 @@ def _offsets(admin: AdminClient, topic: str, partitions: list[int], which: Offse
             if error.args[0].name() not in NO_LEADER_YET or time.monotonic() > deadline_s:
                 raise clients.broken(error.args[0]) from None
         time.sleep(0.05)
+        with contextlib.suppress(KafkaException):  # else it asks again with the leader that it knew
+            admin.list_topics(topic, timeout=1)
 
 
 def read_to(
