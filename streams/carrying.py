@@ -163,6 +163,13 @@ class Hold:
         self._mine: set[int] | None = None
 
     def __enter__(self) -> object:
+        try:
+            return self._join()
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    def _join(self) -> object:
         self._consumer.subscribe([self._topic], on_assign=self._assigned)
         deadline_s = time.monotonic() + JOIN_S
         while self._mine is None and time.monotonic() < deadline_s:
@@ -170,7 +177,6 @@ class Hold:
             if message is not None and (error := message.error()) is not None:
                 raise clients.broken(error)
         if self._mine != self._all:
-            self._consumer.close()
             raise Misuse(f"{self._name} runs: stop it, then run this again")
         # As of now: a client that was expelled says that it is nobody, and from nobody a broker takes offsets unchecked.
         return self._consumer.consumer_group_metadata()

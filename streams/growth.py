@@ -35,7 +35,7 @@ STATE = ("profiles", "signals", "slates")  # what these two alone write: copied 
 SHARED = ("items", "models")  # what others write, to both generations while they switch
 NOT_PUSHED = ("push-eligible", b"false")  # the slate went out long ago: push services leave its copy alone
 MARK = b"grown-from"  # key on `control`
-SILENCE_S = clients.SESSION_TIMEOUT_S + 2.0  # a role that has just stopped is a member for so long
+SILENCE_S = clients.SESSION_TIMEOUT_S + 2.0  # a role that has just stopped, or a killed run, is a member for so long
 
 Progress = Callable[[str, int, int], None]  # topic, records done, of how many
 
@@ -124,9 +124,10 @@ class _Growth:
 
     def look(self) -> Stand:
         create = self._differences()
-        mark, begun = self._mark(), not _creates(create) and self._begun()
-        if mark is None:
-            self._check_not_early(begun)
+        mark = self._mark()
+        if not _creates(create) and mark is None:
+            self._check_not_early()
+        begun = mark is not None and (self._committed() or bool(self._running(self._new)))
         copied = SHARED if begun else (*STATE, *SHARED)
         missing = {topic: self._find_missing(self._values(topic, mark)) for topic in copied}
         unread = {topic: self._unread(role, topic)[0] for role, topic in INPUTS.items()}
@@ -137,19 +138,14 @@ class _Growth:
         create = topics.apply(self._admin, self._new)
         if _creates(create):
             return Stand(create, {}, {}, self._running(self._old), complete=False)
-        deadline_s = time.monotonic() + SILENCE_S
-        while running := self._running(self._old):
-            if time.monotonic() > deadline_s:
-                raise Misuse(
-                    f"{' and '.join(running)} of {self._old.prefix} still run: stop them, then run this again; "
-                    "events wait meanwhile"
-                )
-            time.sleep(0.1)
+        self._wait_until_stopped(self._old)
         with ExitStack() as held:
             members = {topic: held.enter_context(self._hold(self._old, role)) for role, topic in INPUTS.items()}
-            mark, begun = self._mark(), self._begun()
+            mark = self._mark()
             if mark is None:
-                self._check_not_early(begun)
+                self._check_not_early()
+                self._wait_until_stopped(self._new)
+            begun = self._committed() or bool(self._running(self._new))
             if not begun:  # nor may the new roles begin before the state is complete
                 for role in INPUTS:
                     held.enter_context(self._hold(self._new, role))
@@ -174,8 +170,16 @@ class _Growth:
                 raise Misuse(f"{change.topic} {change.detail}: give --partitions as it has, or another --to")
         return changes
 
-    def _check_not_early(self, begun: bool) -> None:
-        if begun:
+    def _wait_until_stopped(self, settings: Settings) -> None:
+        deadline_s = time.monotonic() + SILENCE_S
+        while running := self._running(settings):
+            if time.monotonic() > deadline_s:
+                names = " and ".join(running)
+                raise Misuse(f"{names} of {settings.prefix} still run: stop them, then run this again; events wait")
+            time.sleep(0.1)
+
+    def _check_not_early(self) -> None:
+        if self._committed():
             raise Misuse(
                 f"the roles of {self._new.prefix} have begun without the state of {self._old.prefix}: copying now would "
                 "undo what they learned. Stop them; docs/operations.md says how to begin again without a loss"
@@ -264,10 +268,8 @@ class _Growth:
     def _hold(self, settings: Settings, role: str) -> Hold:
         return Hold(settings, role, INPUTS[role], self._ends(settings.prefix + INPUTS[role]))
 
-    def _begun(self) -> bool:
-        """Whether the new roles run, or ever committed."""
-        if self._running(self._new):
-            return True
+    def _committed(self) -> bool:
+        """Whether the new roles have ever worked."""
         inputs = ((role, topic, list(self._ends(self._new.prefix + topic))) for role, topic in INPUTS.items())
         return any(any(committed_offsets(self._new, *each).values()) for each in inputs)
 

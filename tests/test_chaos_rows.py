@@ -13,6 +13,7 @@ from chaos.arena import Row
 from streams.embedded import Embedded
 from streams.jars import fetch_kafka
 
+MODULES = (view, order, poison, pills, resources)
 Rows = Callable[[Embedded, Path, bool], list[Row]]
 
 
@@ -23,7 +24,7 @@ def victims(home: Path) -> Iterator[Embedded]:
         yield running
 
 
-@pytest.mark.parametrize("rows", [view.rows, order.rows, poison.rows, pills.rows, resources.rows])
+@pytest.mark.parametrize("rows", [m.rows for m in MODULES], ids=[m.__name__ for m in MODULES])
 def test_a_fault_costs_nothing(rows: Rows, victims: Embedded, tmp_path: Path) -> None:
     found = rows(victims, tmp_path, True)
     assert found

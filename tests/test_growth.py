@@ -395,10 +395,18 @@ def test_old_roles_that_still_run_are_refused_and_named(
         wait_for(lambda member=member: member.poll(0.1) is not None)
         before = ends(settings)
         assert look(settings, new).running == [role]
-        with pytest.raises(Misuse, match=f"^{role} of .* still run"):
+        with pytest.raises(Misuse, match=f"^{role} of {settings.prefix} still run"):
             growth.run(settings, new)
         assert ends(settings) == before
         member.close()
+    send(new, "events", [(b"u1", b"x")])
+    early = clients.consumer(new, new.prefix + "ranker")  # has restored nothing, and has committed nothing yet
+    early.subscribe([new.prefix + "events"])
+    wait_for(lambda: early.poll(0.1) is not None)
+    with pytest.raises(Misuse, match=f"^ranker of {new.prefix} still run"):
+        growth.run(settings, new)
+    early.close()
+    assert growth.run(settings, new).complete
 
 
 def test_a_role_that_is_started_too_early_waits(
@@ -548,10 +556,11 @@ class Failing(Producer):
 def test_a_run_that_is_killed_again_and_again_ends_the_same(
     settings: Settings, new: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = msgspec.structs.replace(settings, kafka={"session.timeout.ms": 6000})  # the killed one's, to wait for
+    quick = {"session.timeout.ms": 6000}  # so long is a killed run waited for
+    own = [msgspec.structs.replace(generation, kafka=quick) for generation in (settings, new)]
     lived_in(settings)
     growth.run(settings, new)
-    command = [sys.executable, "-c", DYING, *(msgspec.json.encode(s).decode() for s in (own, new))]
+    command = [sys.executable, "-c", DYING, *(msgspec.json.encode(s).decode() for s in own)]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert killed.returncode == -9, killed.stderr
     assert len(read_topic(new, "profiles")) == 32, "in the middle"

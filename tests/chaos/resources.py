@@ -25,7 +25,7 @@ DISK = "2m"
 
 def rows(services: Embedded, folder: Path, quick: bool) -> list[Row]:
     """A limit, a disk and a disk that the state lives on (where disks may be made), all full; the slow output."""
-    count, backlog, slow_s, kb_per_s = (400, 2000, 6.0, 10) if quick else (6000, 50_000, 60.0, SLOW_KB_PER_S)
+    count, backlog, slow_s, kb_per_s = (300, 1500, 4.0, 10) if quick else (6000, 50_000, 60.0, SLOW_KB_PER_S)
     found = [attempt("disk full", lambda: run_limit(services, folder, count))]
     if not quick and _may_mount(folder):
         found.append(attempt("disk full, a real one", lambda: run_disk(services, folder, count, "memory")))

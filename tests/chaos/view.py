@@ -66,7 +66,7 @@ def run(services: Embedded, folder: Path, users: int, down_s: float, slack: floa
             took_s["converged_after_stop_s"] = view.converge()
 
             copy = view.copy()
-            view.watch(2)
+            view.watch(1)
             older = view.put_back(copy)
             took_s["converged_after_old_copy_s"] = view.converge(wiped=True)
 
