@@ -12,7 +12,7 @@ suspects at its start knows that its predecessors did not survive them:
 A record is a suspect until it is committed: where two of them came in one batch, the first must not be forgotten over
 the second. Only steps 2 to 4 of the worker's loop are covered, and only ends that are not said: a broker that is down, a
 fenced worker, SIGTERM count for nothing. A SIGKILL from outside counts, but hits one record alone twice in a row only
-where something waits for it: too little memory, say. The note is one write to an open file, 5 µs; it survives the
+where something waits for it: too little memory, say. The note is one write to an open file, 3 µs; it survives the
 process, not the disk. Called by the worker.
 """
 

@@ -71,7 +71,7 @@ class Held:
                 self.store.write(changes, next_offset)
             except StoreBroken as error:
                 if self.values is None:
-                    raise
+                    raise Unavailable(f"state cannot be kept: {error}; make room, or set state = 'memory'") from error
                 # A later write must not hide the gap: this store stays as it is until the next restore.
                 log.warning("state: no longer kept on disk until the next start: %s", error)
                 self.store.close()

@@ -40,6 +40,7 @@ class Watchdog:
     @contextlib.contextmanager
     def watching(self, stuck_s: float) -> Iterator[None]:
         """Watch while the block runs. stuck_s: how long the interpreter's lock may be held at a stretch."""
+        _arm(stuck_s)  # not only at the thread's first look: a record may never let it have one
         threading.Thread(target=self._look, args=[stuck_s], name=f"{self._name}-watchdog", daemon=True).start()
         try:
             yield
@@ -48,10 +49,15 @@ class Watchdog:
 
     def _look(self, stuck_s: float) -> None:
         while not self._over.wait(LOOK_S):
-            if sys.__stderr__ is not None:
-                faulthandler.dump_traceback_later(stuck_s, exit=True, file=sys.__stderr__)
+            _arm(stuck_s)
             if time.monotonic() > self._deadline_s:
                 log.critical("%s: %s took too long, ending the process; where it stood:", self._name, self._what)
                 faulthandler.dump_traceback()
                 os._exit(EXIT_CODE)
         faulthandler.cancel_dump_traceback_later()
+
+
+def _arm(stuck_s: float) -> None:
+    """Set the timer in C, again and again: it fires when nobody does any more."""
+    if sys.__stderr__ is not None:
+        faulthandler.dump_traceback_later(stuck_s, exit=True, file=sys.__stderr__)

@@ -20,7 +20,7 @@ from streams.rejects import read_rejects
 PILLS = {
     "crash": ("crashing pill", -SIGSEGV, 15.0),
     "hang": ("hanging pill", 70, 30.0),
-    "stuck": ("stuck pill", 1, 45.0),
+    "stuck": ("stuck pill", 1, 50.0),
 }
 PARTITIONS = 4
 AT = 100  # where the pills stand among the events
@@ -55,9 +55,10 @@ def run(services: Embedded, folder: Path, kind: str, pills: int = 1, workers: in
             Click(user=good[0].user, item=f"pill-{kind}", ts_ms=good[AT].ts_ms, id=f"pill-{n}") for n in range(pills)
         ]
         ring.send([*good[:AT], *bad, *good[AT:-20]])
-        codes = _tend(ring, LAST_ATTEMPT * pills)
+        limit_s *= pills * slack
+        codes = _tend(ring, LAST_ATTEMPT * pills, 3 * limit_s)
         ring.send(good[-20:])  # and on it goes
-        codes_later = _tend(ring, 0) + ring.revive()
+        codes_later = _tend(ring, 0, 3 * limit_s) + ring.revive()
 
         times_s, counts = zip(*(map(float, line.split()) for line in met.read_text().splitlines()), strict=True)
         rejects = read_rejects(ring.settings)
@@ -76,7 +77,7 @@ def run(services: Embedded, folder: Path, kind: str, pills: int = 1, workers: in
             and not codes_later
             and exact
             and named
-            and aside_s <= limit_s * pills * slack,
+            and aside_s <= limit_s,
             attempts=attempts,
             met_among=int(counts[0]),
             aside_s=round(aside_s, 1),
@@ -84,15 +85,16 @@ def run(services: Embedded, folder: Path, kind: str, pills: int = 1, workers: in
         )
 
 
-def _tend(ring: Arena, most: int) -> list[int]:
+def _tend(ring: Arena, most: int, limit_s: float) -> list[int]:
     """Start again at once what ends, until everything is processed; with which codes it ended.
 
     most: ends after which it is in vain to go on.
     """
-    codes = list[int]()
+    codes, started_s = list[int](), time.monotonic()
     while ring.behind():
         codes += ring.revive()
         assert len(codes) <= most, f"ended {len(codes)} times, and again"
+        assert time.monotonic() - started_s < limit_s, f"not within {limit_s} s, ended {len(codes)} times"
         time.sleep(0.02)
     return codes
 
