@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from streams.transactions import Stopped
 from streams.watchdog import EXIT_CODE, Watchdog
 
@@ -85,7 +83,6 @@ def test_after_the_watch_a_process_may_take_its_time() -> None:
     assert end("time.sleep(0.7)", stuck_s=0.8, then="time.sleep(1.2)") == FINE
 
 
-@pytest.mark.xfail(strict=True, reason="the end of a frame inside another ends both")
 def test_a_frame_inside_another_does_not_lift_its_limit() -> None:
     block = framed(0.1, 'exec("with dog.limit(chr(105), 20): pass"); time.sleep(1.5)')
     assert end(block)[0] == EXIT_CODE
