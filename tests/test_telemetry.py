@@ -179,12 +179,7 @@ def test_what_is_counted_has_happened(pages: Pages) -> None:
         assert value(pages[role], telemetry.RESTORE_SECONDS) > 0
 
 
-CAUGHT_UP = pytest.mark.xfail(strict=True, reason="the marker of the last transaction is taken for a record that waits")
-
-
-@pytest.mark.parametrize(
-    "role", ["ranker", pytest.param("signals", marks=CAUGHT_UP), pytest.param("materialiser", marks=CAUGHT_UP)]
-)
+@pytest.mark.parametrize("role", ["ranker", "signals", "materialiser"])
 def test_who_has_read_everything_does_not_lag(pages: Pages, role: str) -> None:
     assert value(pages[role], telemetry.LAG_RECORDS) == 0
     assert value(pages[role], telemetry.LAG_SECONDS) == 0
