@@ -43,6 +43,9 @@ COMMON: dict[str, Value] = {
     "client.id": "slatecast",
     "log.connection.close": False,
     "reconnect.backoff.max.ms": 1000,  # as the Java clients; librdkafka's 10 s is how long a broker may be back unseen
+    # A broker that was away may answer that there are no brokers at all, itself included. The client then has nobody to
+    # ask for this long (5 min by default).
+    "metadata.recovery.rebootstrap.trigger.ms": 5000,
 }
 PRODUCER: dict[str, Value] = {
     **COMMON,
@@ -59,9 +62,6 @@ PRODUCER: dict[str, Value] = {
     # Its default of 100 ms makes a transaction take 101–116 ms, 1 ms makes it 5–30 ms (measured on 4.3.1).
     "retry.backoff.ms": 1,
     "retry.backoff.max.ms": 10,
-    # The default, rebootstrap, forgets the brokers when all of them are down; send_offsets then waits for ever for the
-    # group's coordinator as it was (librdkafka 5511), until the watchdog ends the process, long after they are back.
-    "metadata.recovery.strategy": "none",
 }
 CONSUMER: dict[str, Value] = {
     **COMMON,
@@ -102,7 +102,13 @@ def producer(settings: Settings, transactional_id: str | None = None) -> Produce
     """An idempotent producer; transactional if it has an id. The caller calls init_transactions."""
     extra: dict[str, Value] = {}
     if transactional_id is not None:
-        extra = {"transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_S * 1000}
+        extra = {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_S * 1000,
+            # The default, rebootstrap, forgets the brokers when all of them are down; send_offsets then waits for the
+            # group's coordinator as it was, for ever (librdkafka 5511), though they are long back.
+            "metadata.recovery.strategy": "none",
+        }
     return _make(Producer, _options(settings, PRODUCER, extra))
 
 

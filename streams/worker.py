@@ -87,7 +87,7 @@ class Worker:
         self._room = FIRST_BATCH
         self._folder = Path(settings.home) / "state" / f"{settings.prefix}{role}-{instance}"
         self._health = health or Health(role)
-        self._watchdog = Watchdog(role)
+        self._watchdog = Watchdog(role, self._broker_answers)
         self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"
         self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
@@ -115,6 +115,12 @@ class Worker:
                 self._consumer.close()
                 self._release(list(self._next))
                 self._attempts.close()
+
+    def _broker_answers(self) -> bool:
+        try:
+            return bool(self._admin.list_topics(self.input, timeout=1).brokers)
+        except KafkaException:
+            return False
 
     def step(self) -> None:
         """One batch, from poll to merge; nothing if nothing came."""

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,29 +20,36 @@ from streams.cli.bench import keep_from_engines, show
 from streams.cli.main import main
 from streams.settings import Settings
 
+Wait = Callable[..., None]
+Bench = Callable[..., dict[str, Any]]
 RATIOS = {"ratio_bare", "ratio_disk_hot_path", "ratio_plain", "efficiency", "machine_efficiency"}
 
 
-def bench(settings: Settings, capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
-    """A benchmark's JSON; before and after it the broker has the same topics, and the home the same files."""
+@pytest.fixture
+def bench(settings: Settings, capsys: pytest.CaptureFixture[str], wait_for: Wait) -> Bench:
+    """A benchmark's JSON; after it the broker has the same topics as before, and the home the same files."""
     admin, home = clients.admin(settings), Path(settings.home)
-    topics, files = set(admin.list_topics().topics), set(home.rglob("*"))
     where = ["--bootstrap", settings.bootstrap, "--home", settings.home, "--json"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["slatecast", "bench", *map(str, arguments), "--rounds", "1", *where])
-        with pytest.raises(SystemExit) as left:
-            main()
-    out, err = capsys.readouterr()
-    assert not left.value.code, err
-    assert {name for name in admin.list_topics().topics if name.startswith("bench-")} <= topics
-    assert set(home.rglob("*")) == files
-    found = json.loads(out)
-    assert all(value > 0 for name, value in found.items() if name in RATIOS), found
-    return found
+
+    def run(*arguments: object) -> dict[str, Any]:
+        topics, files = set(admin.list_topics().topics), set(home.rglob("*"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["slatecast", "bench", *map(str, arguments), "--rounds", "1", *where])
+            with pytest.raises(SystemExit) as left:
+                main()
+        out, err = capsys.readouterr()
+        assert not left.value.code, err
+        wait_for(lambda: {name for name in admin.list_topics().topics if name.startswith("bench-")} <= topics)
+        assert set(home.rglob("*")) == files
+        found = json.loads(out)
+        assert all(value > 0 for name, value in found.items() if name in RATIOS), found
+        return found
+
+    return run
 
 
-def test_restore_says_how_fast_a_state_is_there_again(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    found = bench(settings, capsys, "restore", "--profiles", 3000)
+def test_restore_says_how_fast_a_state_is_there_again(bench: Bench) -> None:
+    found = bench("restore", "--profiles", 3000)
     assert found.keys() >= {"records_per_s", "ratio_bare", "snapshot_1m_s", "disk_mib", "tail_s", "ratio_disk_hot_path"}
     assert (found["profiles"], found["tail_records"]) == (3000, 30)
     assert found["hot_path_events_per_s"].keys() == found["resident_mib"].keys() == {"memory", "disk"}
@@ -48,10 +57,8 @@ def test_restore_says_how_fast_a_state_is_there_again(settings: Settings, capsys
     assert found["disk_mib"] > 3000 * 600 / 1024 / 1024, "all of the profiles"
 
 
-def test_commit_says_what_a_transaction_costs_by_its_size(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = bench(settings, capsys, "commit", "--transactions", 3)
+def test_commit_says_what_a_transaction_costs_by_its_size(bench: Bench) -> None:
+    found = bench("commit", "--transactions", 3)
     assert [row["events"] for row in found["batches"]] == list(SIZES)
     for row in found["batches"]:
         assert 0 < row["p50_ms"] <= row["p99_ms"]
@@ -59,10 +66,8 @@ def test_commit_says_what_a_transaction_costs_by_its_size(
         assert row["transactions"] >= 2
 
 
-def test_scale_says_what_two_workers_do_and_what_they_lacked(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = bench(settings, capsys, "scale", "--seconds", 0.2)
+def test_scale_says_what_two_workers_do_and_what_they_lacked(bench: Bench) -> None:
+    found = bench("scale", "--seconds", 0.2)
     assert found["limit"] in ("broker", "cores", "workers", "unknown")
     assert found["events_per_s"].keys() == {"1", "2"}
     assert found["broker_cores"] is None, "whose broker this is, nobody told"
@@ -88,7 +93,7 @@ def test_an_engine_that_fails_is_no_measurement() -> None:
         ask("streams.bench.restore", Order("memory", Settings()), Done)
 
 
-def test_the_ground_goes_even_when_a_benchmark_fails(settings: Settings) -> None:
+def test_the_ground_goes_even_when_a_benchmark_fails(settings: Settings, wait_for: Wait) -> None:
     admin, home = clients.admin(settings), Path(settings.home)
 
     def fail() -> None:
@@ -103,7 +108,7 @@ def test_the_ground_goes_even_when_a_benchmark_fails(settings: Settings) -> None
     topics: list[str] = []
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert topics[0] not in admin.list_topics().topics
+    wait_for(lambda: topics[0] not in admin.list_topics().topics)
     assert not list(home.glob("bench-*"))
 
 

@@ -2,7 +2,7 @@
 
 Rankers with lists over a backlog, scored by a network of the size of a small tower, so that nearly all the work is the
 worker's own and the broker has little of it. One worker and two in turn; what counts is the time in which all of them
-are at work. The same scoring without Kafka, in one process and in two, says what the machine itself can.
+are at work. Before that each process only scores, without Kafka: what two of them do then is what the machine can.
 """
 
 import contextlib
@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -38,12 +39,14 @@ WIDTH, CHUNK = 1024, 256  # 1.1 million weights, 10 ms a list with all else; row
 FULL = 0.85  # a worker that computes so much of the time waits for nothing
 IDLE = 0.15  # cores; less is none
 Limit = Literal["broker", "cores", "workers", "unknown"]
+What = Literal["scoring", "working"]
+COUNTS = (1, 2)
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What an engine is told. settings: none for scoring alone."""
+    """What an engine is told: to score; at the next line, to be a worker; at the end of stdin, to end."""
 
-    settings: Settings | None
+    settings: Settings
     instance: str
 
 
@@ -53,6 +56,13 @@ class Mark(msgspec.Struct, frozen=True):
     at_s: float
     done: int
     cpu_s: float
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A line of an engine."""
+
+    what: What
+    mark: Mark
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -68,25 +78,24 @@ def measure(
     settings: Settings, seconds: float, rounds: int, tell: Callable[[str], None], broker_pid: int = 0
 ) -> dict[str, object]:
     """The whole benchmark. tell: what is running now. broker_pid: whose processor time counts as the broker's."""
+    found: dict[tuple[What, int], list[Window]] = defaultdict(list)
     with contextlib.ExitStack() as grounds:
         tell("laying a backlog")
-        places: dict[tuple[str, int], Settings | None] = {("scoring", 1): None, ("scoring", 2): None}
-        for count in (1, 2):
-            own = grounds.enter_context(ground(settings, f"scale-{count}"))
+        places = {count: grounds.enter_context(ground(settings, f"scale-{count}")) for count in COUNTS}
+        for own in places.values():
             _stock(own, int(BACKLOG_PER_S * (seconds + WARM_S) * rounds))
-            places["workers", count] = own
-        found: dict[tuple[str, int], list[Window]] = {place: [] for place in places}
         for number in range(rounds):
-            for (what, count), windows in found.items():
-                tell(f"round {number + 1} of {rounds}: {what} in {count} process{'es' * (count > 1)}")
-                windows.append(_watch(places[what, count], count, seconds, broker_pid))
+            for count, own in places.items():
+                tell(f"round {number + 1} of {rounds}: {count} worker{'s' * (count > 1)}")
+                for what, window in _watch(own, count, seconds, broker_pid).items():
+                    found[what, count].append(window)
     rate = {place: statistics.median(window.per_s for window in windows) for place, windows in found.items()}
-    two = found["workers", 2]
+    two = found["working", 2]
     worker_cores = statistics.median(cores for window in two for cores in window.worker_cores)
     idle, broker = _middle([window.idle_cores for window in two]), _middle([window.broker_cores for window in two])
-    machine, efficiency = (rate[what, 2] / rate[what, 1] / 2 for what in ("scoring", "workers"))
+    machine, efficiency = (rate[what, 2] / rate[what, 1] / 2 for what in get_args(What))
     per_cpu_s = {
-        count: statistics.median(w.per_s / sum(w.worker_cores) for w in found["workers", count]) for count in (1, 2)
+        count: statistics.median(w.per_s / sum(w.worker_cores) for w in found["working", count]) for count in (1, 2)
     }
     return {
         "efficiency": efficiency,
@@ -94,11 +103,11 @@ def measure(
         "machine_efficiency": machine,
         "efficiency_per_cpu_s": per_cpu_s[2] / per_cpu_s[1],
         "events_per_cpu_s": per_cpu_s[1],
-        "events_per_s": {count: [round(w.per_s, 1) for w in found["workers", count]] for count in (1, 2)},
+        "events_per_s": {count: [round(w.per_s, 1) for w in found["working", count]] for count in (1, 2)},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "worker_cores": worker_cores,
         "broker_cores": broker,
-        "broker_cores_with_one": _middle([window.broker_cores for window in found["workers", 1]]),
+        "broker_cores_with_one": _middle([window.broker_cores for window in found["working", 1]]),
         "idle_cores": idle,
         "seconds": seconds,
         "rounds": rounds,
@@ -131,34 +140,40 @@ def _stock(settings: Settings, events: int) -> None:
 # --- watching engines --------------------------------------------------------------------------------------------------
 
 
-def _watch(settings: Settings | None, count: int, seconds: float, broker_pid: int) -> Window:
-    """Some engines for some seconds, from when the last of them is at work."""
+def _watch(settings: Settings, count: int, seconds: float, broker_pid: int) -> dict[What, Window]:
+    """Some engines for some seconds at each kind of work."""
     with contextlib.ExitStack() as stack:
         engines = [stack.enter_context(_engine(Order(settings, str(n)))) for n in range(count)]
-        _wait_for(engines, lambda engine: bool(engine.marks))
-        begins = [engine.marks[-1] for engine in engines]
-        begin_s, idle_s, broker_s = time.monotonic(), _idle_s(), _cpu_s(broker_pid)
-        _wait_for(engines, lambda engine: engine.marks[-1].at_s >= begin_s + seconds)
-        ends = [engine.marks[-1] for engine in engines]
-        took_s = time.monotonic() - begin_s
-        idle_s, broker_s = _since(idle_s, _idle_s()), _since(broker_s, _cpu_s(broker_pid))
-    took = [
-        (end.done - begin.done, end.cpu_s - begin.cpu_s, end.at_s - begin.at_s)
-        for begin, end in zip(begins, ends, strict=True)
-    ]
+        scoring = _window([engine.marks["scoring"] for engine in engines], engines, seconds, broker_pid)
+        for engine in engines:
+            _tell(engine, b"work\n")
+        working = _window([engine.marks["working"] for engine in engines], engines, seconds, broker_pid)
+    return {"scoring": scoring, "working": working}
+
+
+def _window(parts: list[list[Mark]], engines: Sequence["Engine"], seconds: float, broker_pid: int) -> Window:
+    """From when the last of them is at work."""
+    _wait_for(lambda: all(parts), engines)
+    begins = [marks[-1] for marks in parts]
+    begin_s, idle_s, broker_s = time.monotonic(), _idle_s(), _cpu_s(broker_pid)
+    _wait_for(lambda: all(marks[-1].at_s >= begin_s + seconds for marks in parts), engines)
+    ends = [marks[-1] for marks in parts]
+    took_s = time.monotonic() - begin_s
+    idle_s, broker_s = _since(idle_s, _idle_s()), _since(broker_s, _cpu_s(broker_pid))
+    spans = list(zip(begins, ends, strict=True))
     return Window(
-        sum(done / s for done, _, s in took),
-        [cpu_s / s for _, cpu_s, s in took],
+        sum((end.done - begin.done) / (end.at_s - begin.at_s) for begin, end in spans),
+        [(end.cpu_s - begin.cpu_s) / (end.at_s - begin.at_s) for begin, end in spans],
         broker_s and broker_s / took_s,
         idle_s and idle_s / took_s,
     )
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """One that runs. marks grows."""
+    """One that runs. Its marks grow."""
 
     process: subprocess.Popen[bytes]
-    marks: list[Mark]
+    marks: dict[What, list[Mark]]
 
 
 @contextlib.contextmanager
@@ -167,27 +182,33 @@ def _engine(order: Order) -> Iterator[Engine]:
     with subprocess.Popen(
         command(__spec__.name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ()
     ) as process:
-        engine = Engine(process, [])
+        engine = Engine(process, {what: [] for what in get_args(What)})
         reading = threading.Thread(target=_read, args=[engine])
         reading.start()
         assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
         try:
-            process.stdin.write(msgspec.json.encode(order) + b"\n")
-            process.stdin.flush()
+            _tell(engine, msgspec.json.encode(order) + b"\n")
             yield engine
         finally:
             process.stdin.close()
             reading.join(ENGINE_LIMIT_S)
 
 
+def _tell(engine: Engine, line: bytes) -> None:
+    assert engine.process.stdin is not None  # noqa: S101 - it was opened as a pipe
+    engine.process.stdin.write(line)
+    engine.process.stdin.flush()
+
+
 def _read(engine: Engine) -> None:
     for line in engine.process.stdout or ():
-        engine.marks.append(msgspec.json.decode(line, type=Mark))
+        said = msgspec.json.decode(line, type=Said)
+        engine.marks[said.what].append(said.mark)
 
 
-def _wait_for(engines: Sequence[Engine], condition: Callable[[Engine], bool]) -> None:
+def _wait_for(condition: Callable[[], bool], engines: Sequence[Engine]) -> None:
     deadline_s = time.monotonic() + ENGINE_LIMIT_S
-    while not all(map(condition, engines)):
+    while not condition():
         ended = any(engine.process.poll() is not None for engine in engines)
         if ended or time.monotonic() > deadline_s:
             raise Unavailable("a worker ended, or came to a stand; what it said stands above")
@@ -218,54 +239,6 @@ def _idle_s() -> float | None:
 # --- the engines -------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Be one engine until stdin ends."""
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    stop = threading.Event()
-
-    def end_with_parent() -> None:
-        os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would stop the interpreter's exit
-        stop.set()
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if order.settings is None:
-        _score(stop)
-    else:
-        _work(order.settings, order.instance, stop)
-
-
-def _work(settings: Settings, instance: str, stop: threading.Event) -> None:
-    """The worker with the ranker's task, lists and all."""
-    task = RankerTask(settings, Tower())
-    task.shelf.catch_up()
-    task.batch_limit = LIVE_BATCH  # the first batch too, however slow the machine is (worker.py, PROCESS_LIMIT_S)
-    worker, said = Worker(settings, "ranker", task, instance), 0
-
-    def after_batch() -> None:
-        nonlocal said
-        if worker.processed > said:
-            said = worker.processed
-            _mark(said)
-
-    worker.run(stop, after_batch)
-
-
-def _score(stop: threading.Event) -> None:
-    """Nothing but scoring."""
-    models, done = Tower(), 0
-    features = np.random.default_rng(1).normal(size=(CHUNK, len(NAMES))).astype(np.float32)
-    while not stop.is_set():
-        for _ in range(32):
-            models.score(features)
-        done += 32
-        _mark(done)
-
-
-def _mark(done: int) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(Mark(time.monotonic(), done, time.process_time())) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 class Tower(StubModels):
     """Real ONNX, and a dense network beside it: what a tower costs, not what it is worth."""
 
@@ -281,6 +254,54 @@ class Tower(StubModels):
             for weight in self._layers:
                 hidden = np.maximum(hidden @ weight, 0)
         return super().score(features)
+
+
+def main() -> None:
+    """Be one engine until stdin ends."""
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    work, stop = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        while os.read(0, 4096):  # not sys.stdin: its lock, held by this thread, would stop the interpreter's exit
+            work.set()
+        work.set()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    models = Tower()
+    _score(models, work)
+    _work(models, order, stop)
+
+
+def _score(models: Tower, until: threading.Event) -> None:
+    """Nothing but scoring."""
+    done, features = 0, np.random.default_rng(1).normal(size=(CHUNK, len(NAMES))).astype(np.float32)
+    while not until.is_set():
+        models.score(features)
+        done += 1
+        _say("scoring", done)
+
+
+def _work(models: Tower, order: Order, stop: threading.Event) -> None:
+    """The worker with the ranker's task, lists and all."""
+    task = RankerTask(order.settings, models)
+    task.shelf.catch_up()
+    task.batch_limit = LIVE_BATCH  # the first batch too, however slow the machine is (worker.py, PROCESS_LIMIT_S)
+    worker, said = Worker(order.settings, "ranker", task, order.instance), 0
+
+    def after_batch() -> None:
+        nonlocal said
+        if worker.processed > said:
+            said = worker.processed
+            _say("working", said)
+
+    worker.run(stop, after_batch)
+
+
+def _say(what: What, done: int) -> None:
+    said = Said(what, Mark(time.monotonic(), done, time.process_time()))
+    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
