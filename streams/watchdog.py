@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 EXIT_CODE = 70  # as every Stopped worker
 LOOK_S = 0.5
 ASKING_S = 1.0  # a call that takes longer may be waiting for a broker that is away
-HANGS_S = 4.0  # after the broker's return: an honest call then takes 0 to 2 s
+HANGS_S = 3.0  # after the broker's return: an honest call then takes 0 to 2 s
 RECENT_S = 60.0  # so long after an outage a call is still suspected
 
 

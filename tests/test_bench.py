@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from recsys.errors import Unavailable
 from streams import clients
 from streams.bench import ground as grounds
 from streams.bench.commit import SIZES
@@ -89,7 +90,7 @@ def test_the_limit_is_named_by_who_waits_for_whom(worker_cores: float, idle_core
 
 
 def test_an_engine_that_fails_is_no_measurement() -> None:
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(Unavailable, match="ended with code 1"):
         ask("streams.bench.restore", Order("memory", Settings()), Done)
 
 
