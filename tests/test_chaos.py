@@ -1,12 +1,14 @@
 """The faults of `make chaos`, small: real workers, a real broker of their own, real kills."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from chaos import broker, kills, storm, zombies
 from chaos.__main__ import summarise
-from chaos.arena import Row, arena, attempt, make_events
+from chaos.arena import ROOT, Row, arena, attempt, make_events
 
 from streams.embedded import Embedded
 from streams.jars import fetch_kafka
@@ -46,6 +48,37 @@ def test_what_nobody_processed_is_found_to_be_lost(running: Embedded, tmp_path: 
     users = len({event.user for event in events})
     assert (row.lost, row.profiles_differ, row.passed) == (users, users, False)
     assert row.said["increments_differ"] == len({event.item for event in events})
+
+
+def test_a_call_that_hangs_though_the_broker_is_back_is_given_up() -> None:
+    program = """
+import itertools, time
+from streams.watchdog import Watchdog
+
+answers = itertools.chain({answers}, itertools.repeat(True))
+dog = Watchdog("ranker", lambda: next(answers))
+with dog.watching(stuck_s=30), dog.limit("send_offsets", 30, asks_broker=True):
+    time.sleep(9)
+"""
+
+    cases = {
+        "[True, False]": (70, "send_offsets hangs though the broker is back"),
+        "[]": (0, ""),  # a broker that was never away may be slow
+        "itertools.repeat(False)": (0, ""),  # one that stays away is waited for, up to the limit
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program.format(answers=answers)],
+            env={"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for answers in cases
+    ]
+    for process, (code, words) in zip(running, cases.values(), strict=True):
+        said = process.communicate(timeout=60)[1]
+        assert (process.returncode, bool(said)) == (code, bool(words))
+        assert words in said
 
 
 def test_a_row_that_raises_has_failed_and_says_why() -> None:
