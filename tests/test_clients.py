@@ -54,6 +54,7 @@ def test_every_default_that_protects_a_record_is_refused_to_the_user() -> None:
     free = {  # speed, not safety: a user may know better
         "client.id",
         "compression.type",
+        "fetch.queue.backoff.ms",
         "fetch.wait.max.ms",
         "heartbeat.interval.ms",
         "linger.ms",

@@ -34,7 +34,7 @@ from streams.settings import Settings
 from streams.worker import Worker
 
 BACKLOG_PER_S = 1000  # events to lay ready for each second: no two cores make as many lists of this kind
-WARM_S = 10
+START_S, WARM_S = 10, 20
 WIDTH, CHUNK = 1024, 256  # 1.1 million weights, 10 ms a list with all else; rows that fit a cache
 FULL = 0.85  # a worker that computes so much of the time waits for nothing
 IDLE = 0.15  # cores; less is none
@@ -83,7 +83,10 @@ def measure(
         tell("laying a backlog")
         places = {count: grounds.enter_context(ground(settings, f"scale-{count}")) for count in COUNTS}
         for own in places.values():
-            _stock(own, int(BACKLOG_PER_S * (seconds + WARM_S) * rounds))
+            _stock(own, int(BACKLOG_PER_S * (seconds + START_S) * rounds + BACKLOG_PER_S * WARM_S))
+        if broker_pid:  # one that has just started compiles itself: .25 of a core, where it needs .1 later
+            tell("warming the broker up")
+            _watch(places[2], 2, WARM_S, broker_pid)
         for number in range(rounds):
             for count, own in places.items():
                 tell(f"round {number + 1} of {rounds}: {count} worker{'s' * (count > 1)}")

@@ -17,7 +17,7 @@ from streams.roles import Supervisor
 
 INSTANCES = ("0", "1")
 PER_S = 60.0  # what two workers do with ease on a busy machine too
-UNDER_LOAD_S = 5.0  # of a steady flow before each fault
+UNDER_LOAD_S = 3.0  # of a steady flow before each fault
 RECOVERED_S = 10.0
 BUSY_S = 60.0  # inside the suite, which is no judge of times: other work may go on beside it
 STOPPED_S = 8.0

@@ -34,7 +34,7 @@ def rows(services: Embedded, folder: Path, quick: bool) -> list[Row]:
         attempt("kills", lambda: run(services, folder, kills=9 if quick else 108, **small)),
         attempt(
             "control",
-            lambda: run_control(services, folder, kills=6 if quick else 21, least=10 if quick else 100, **control),
+            lambda: run_control(services, folder, kills=4 if quick else 21, least=10 if quick else 100, **control),
         ),
     ]
 
