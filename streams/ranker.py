@@ -53,13 +53,14 @@ class Shelf:
         self._signals = TableReader(settings, "signals", self._take_signal)
         self.bad_items: Counter[str] = Counter()
 
-    def catch_up(self) -> None:
-        """Read both topics to their end, and embed what the release has not seen."""
+    def catch_up(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Read both topics to their end, and embed what the release has not seen; `beat` hears of each step."""
         counts = self._items.catch_up(), self._signals.catch_up()
         if self._waiting:
             log.info("ranker: embedding %d items that the release does not know", len(self._waiting))
         while self._waiting:
             self._embed(512)
+            beat()
         log.info("ranker: %d items, %d signals read", *counts)
 
     def follow(self) -> None:

@@ -227,6 +227,7 @@ def restore(
     folder: Path | None = None,
     *,
     in_memory: bool = True,
+    beat: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, Held], int]:
     """The committed values of some changelog partitions, and how many records were read for them.
 
@@ -257,6 +258,7 @@ def restore(
         if len(changes) >= WRITE_TOGETHER:
             held[partition].write(changes, cast(int, message.offset()) + 1)
             changes.clear()
+            beat()  # a long restore is progress
         count += 1
     for p in partitions:
         held[p].write(waiting[p], ends[p])

@@ -236,7 +236,9 @@ class Worker:
         reader = clients.reader(self.settings)
         started_s = time.monotonic()
         in_memory = self.settings.state == "memory"
-        held, count = restore(self._admin, reader, self.changelog, numbers, self._folder, in_memory=in_memory)
+        held, count = restore(
+            self._admin, reader, self.changelog, numbers, self._folder, in_memory=in_memory, beat=self._health.beat
+        )
         reader.close()
         self.restored += count
         oldest = begin_offsets(self._admin, self.input, numbers)
