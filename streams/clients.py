@@ -5,6 +5,7 @@ Any librdkafka key in `settings.kafka` is passed on, but for those on which exac
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import redis
 
 TRANSACTION_TIMEOUT_S = 15  # > 3 × the worst batch; the default of 60 s would hold every subscriber up for a minute
+REPEAT_S = 30.0  # between two lines of the log on one connection that fails
 SESSION_TIMEOUT_S = 10  # a killed member's partitions move after this; a restarted static member is back at once
 
 # What a user may not set: losing or doubling events would be silent.
@@ -94,8 +96,22 @@ Client = TypeVar("Client")
 
 
 class _Quiet(logging.Filter):
+    """No noise; and a connection that fails says so once in a while, not at each of 9 attempts a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_s: dict[str, float] = {}
+
     def filter(self, record: logging.LogRecord) -> bool:
-        return not _NOISE.search(record.getMessage())
+        message = record.getMessage()
+        if _NOISE.search(message):
+            return False
+        if message.startswith("FAIL "):
+            words, now_s = message.partition(" (after ")[0], time.monotonic()
+            if now_s - self._said_s.get(words, -REPEAT_S) < REPEAT_S:
+                return False
+            self._said_s = {k: s for k, s in self._said_s.items() if now_s - s < REPEAT_S} | {words: now_s}
+        return True
 
 
 _client_log = logging.getLogger("slatecast.kafka")

@@ -57,23 +57,26 @@ from streams.watchdog import Watchdog
 
 answers = itertools.chain({answers}, itertools.repeat(True))
 dog = Watchdog("ranker", lambda: next(answers))
-with dog.watching(stuck_s=30), dog.limit("send_offsets", 30, asks_broker=True):
-    time.sleep(9)
+with dog.watching(stuck_s=30):
+    time.sleep({idle_s})
+    with dog.limit("send_offsets", 30, asks_broker=True):
+        time.sleep(9)
 """
 
     cases = {
-        "[True, False]": (70, "send_offsets hangs though the broker is back"),
-        "[]": (0, ""),  # a broker that was never away may be slow
-        "itertools.repeat(False)": (0, ""),  # one that stays away is waited for, up to the limit
+        ("[True, False]", 0): (70, "send_offsets hangs though the broker is back"),
+        ("[True, False]", 6): (70, "send_offsets hangs though the broker is back"),  # it was away before the call
+        ("[]", 0): (0, ""),  # a broker that was never away may be slow
+        ("itertools.repeat(False)", 0): (0, ""),  # one that stays away is waited for, up to the limit
     }
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", program.format(answers=answers)],
+            [sys.executable, "-c", program.format(answers=answers, idle_s=idle_s)],
             env={"PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for answers in cases
+        for answers, idle_s in cases
     ]
     for process, (code, words) in zip(running, cases.values(), strict=True):
         said = process.communicate(timeout=60)[1]

@@ -192,3 +192,21 @@ def test_a_topic_that_is_missing_says_how_to_make_it(settings: Settings) -> None
     assert clients.partitions_of(clients.admin(settings), settings.prefix + "events") == [0, 1, 2, 3]
     with pytest.raises(Unavailable, match="run `slatecast topics apply --execute`"):
         clients.partitions_of(clients.admin(settings), settings.prefix + "nothing")
+
+
+def test_a_connection_that_fails_again_and_again_says_so_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(clients.time, "monotonic", lambda: now_s)
+    quiet = clients._Quiet()
+
+    def said(message: str) -> bool:
+        return quiet.filter(logging.LogRecord("slatecast.kafka", logging.ERROR, "", 0, message, None, None))
+
+    refused = "FAIL [slatecast#consumer-{}] broker: Connection refused (after {}ms in state CONNECT)"
+    assert said(refused.format(1, 0))
+    assert not said(refused.format(1, 7))
+    assert said(refused.format(2, 0))
+    assert said("MAXPOLL [slatecast#consumer-1]: exceeded")
+    assert said("MAXPOLL [slatecast#consumer-1]: exceeded")
+    now_s += clients.REPEAT_S
+    assert said(refused.format(1, 0))
