@@ -34,7 +34,7 @@ class Ours:
         world, catalogue = self._learner.world, self._learner.world.shop.catalogue
         if origin.at_s != self._at_s:
             self._learner.live_until(origin.at_s)
-            self._linear, self._at_s = self._learner.fit(), origin.at_s
+            self._scorer, self._at_s = self._learner.fit(), origin.at_s
         allowed = np.zeros(len(catalogue.available), np.bool_)
         allowed[origin.rows] = True
         known, catalogue.available = catalogue.available, allowed
@@ -54,4 +54,4 @@ class Ours:
         return lists
 
     def _score(self, features: NDArray[np.float32]) -> Scored:
-        return Scored(self._linear.score(features), "linear")
+        return Scored(self._scorer.score(features), "network")

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from models.item_files import load_item_models
 from models.registry import Release, open_release
 from models.scorer import OnnxScorer, feature_width
 from models.text_tower import TextTower
 from models.whitening import Whitening
 from recsys.features import NAMES
+from recsys.item_models import ItemModels
 from recsys.pipeline import Scored
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class Models(Protocol):
     release: str
     provider: str  # of ONNX Runtime, as the session really has it
     dim: int  # of text vectors; 0: there is no text tower
+    item_models: ItemModels
 
     def score(self, features: NDArray[np.float32]) -> Scored:
         """Logits of stacked candidates; never raises, never NaN: what went wrong is in the answer."""
@@ -48,6 +51,7 @@ class NoModels:
     release = "none"
     provider = "none"
     dim = 0
+    item_models = ItemModels()
 
     def score(self, features: NDArray[np.float32]) -> Scored:
         """No logits."""
@@ -69,6 +73,7 @@ class ReleaseModels:
         folder = release.folder
         self.release = release.id
         self._scorer = OnnxScorer(folder / "scorer.onnx", feature_width(release.manifest.features, NAMES))
+        self.item_models = load_item_models(folder)
         self._tower = TextTower(folder / "text")
         cached = load_file(folder / "vectors.safetensors")
         self._vectors = cached["vectors"]
@@ -82,7 +87,7 @@ class ReleaseModels:
     def score(self, features: NDArray[np.float32]) -> Scored:
         """Logits, or the reason why there are none."""
         try:
-            return Scored(self._scorer.score(features), "linear_onnx")
+            return Scored(self._scorer.score(features), "network_onnx")
         except (
             Exception
         ) as error:  # ONNX Runtime's errors have no common type; the slate names it, the log says it once

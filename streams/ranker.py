@@ -132,7 +132,7 @@ class RankerTask:
         self._digest = self._policy.digest()
         self._query_vectors: dict[str, NDArray[np.float32]] = {}
         self.shelf = Shelf(settings, models)
-        self._shop = Shop(self.shelf.catalogue, self.shelf.signals)
+        self._shop = Shop(self.shelf.catalogue, self.shelf.signals, models.item_models)
 
     def refresh(self) -> None:
         """Follow the catalogue and the crowd."""

@@ -22,7 +22,7 @@ from models.item_vectors import build_text
 from models.origins import make_origin
 from models.ours import Ours
 from models.registry import Release, champion, open_release, publish
-from models.scorer import Linear
+from models.scorer import Network
 from models.serving import NoModels, ReleaseModels, open_models
 from models.training import Learner, TrainSettings, fit, judge, train
 from models.world import World
@@ -178,10 +178,10 @@ def test_a_habit_is_learned_that_own_frequency_and_chance_do_not_know(learner: L
     assert np.mean(chance) < 0.5
 
 
-def random_linear(seed: int) -> Linear:
+def random_linear(seed: int) -> Network:
     weight = np.random.default_rng(seed).normal(size=(len(NAMES), 2)).astype(np.float32)
     ones = np.ones(len(NAMES), np.float32)
-    return Linear(weight, np.zeros(2, np.float32), 0 * ones, ones)
+    return Network(weight, np.zeros(2, np.float32), 0 * ones, ones)
 
 
 def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Learner) -> None:
@@ -204,7 +204,8 @@ def test_the_head_for_new_items_learns_from_what_was_never_bought() -> None:
     worth = np.where(seen, features[:, 0], features[:, 1]).reshape(200, 10, 2)
     bought = (worth == worth.max(axis=1, keepdims=True)).reshape(-1)
     lists = Lists(features, bought, seen, np.arange(20, 4001, 20))
-    weight = fit(lists, SMALL, silent).weight
+    linear = msgspec.structs.replace(SMALL, hidden=(), learning_rate=5e-2, weight_decay=1e-2)
+    weight = fit(lists, linear, silent).weight
     assert weight[0, 0] > 0.3
     assert weight[1, 1] > 0.3
     assert abs(weight[0, 1]) < weight[1, 1] / 3
@@ -227,7 +228,7 @@ def test_a_figure_is_the_mean_over_lists_by_hand() -> None:
     weight[NAMES.index("own_120d"), 0] = -1
     ones = np.ones(len(NAMES), np.float32)
     lists = Lists(features, np.array([0, 0, 1, 1, 0], bool), np.zeros(5, bool), np.array([3, 5]))
-    found = judge(Linear(weight, np.zeros(2, np.float32), 0 * ones, 3 * ones), lists)
+    found = judge(Network(weight, np.zeros(2, np.float32), 0 * ones, 3 * ones), lists)
     assert found == {
         "ndcg_at_10": 1.0,
         "ndcg_at_10_own_frequency": round((1 / np.log2(4) + 1 / np.log2(3)) / 2, 4),
@@ -327,7 +328,7 @@ def test_a_release_answers_what_was_learned(trained: tuple[Path, Release]) -> No
     learner.live_until(int(history.ts_s[-1]) + 1)
     features = learner.newest.features
     scored = models.score(features)
-    assert (scored.scorer, scored.degraded_reason) == ("linear_onnx", None)
+    assert (scored.scorer, scored.degraded_reason) == ("network_onnx", None)
     np.testing.assert_allclose(scored.logits, learner.fit().score(features), rtol=1e-4, atol=1e-4)
     assert models.release == release.id
     assert models.dim == side.vectors.shape[1]
@@ -350,7 +351,7 @@ def test_a_scorer_that_breaks_is_named_in_the_answer_and_said_once(
     (draft / "scorer.onnx").unlink()  # a link to the trained one
     huge = np.full((len(NAMES), 2), 3e38, np.float32)
     ones = np.ones(len(NAMES), np.float32)
-    (draft / "scorer.onnx").write_bytes(Linear(huge, np.zeros(2, np.float32), 0 * ones, ones)._graph())
+    (draft / "scorer.onnx").write_bytes(Network(huge, np.zeros(2, np.float32), 0 * ones, ones)._graph())
     models = ReleaseModels(publish(tmp_path, draft, trained[1].manifest))
     for _ in range(2):
         scored = models.score(np.ones((4, len(NAMES)), np.float32))
