@@ -7,7 +7,7 @@ ARGS   ?=
 UV     := 0.13.9
 export PYTHONSAFEPATH = 1
 
-.PHONY: help setup demo test check bench lock jars
+.PHONY: help setup demo test check bench chaos lock jars
 
 help:     ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ check: setup  ## ruff, mypy --strict, import-linter: before every commit
 
 bench: setup  ## the hot path against Faust and a bare loop (ARGS='--json')
 	@$(BIN)/slatecast bench hot-path $(ARGS)
+
+chaos: setup  ## every fault at real workers on a real Kafka, about 15 minutes (ARGS='--json', '--only kills', '--quick')
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 lock:  ## resolve again after a change of dependencies
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \

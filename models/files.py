@@ -19,7 +19,7 @@ from models.formats import Source, open_source
 from models.presets import OWN_FIELDS, PRESETS, SLATECAST, TIME_FIELDS, Fields, Kind, Preset, to_ms
 from recsys.catalogue import Item, decode_item
 from recsys.errors import BadEvent, Misuse
-from recsys.events import Event, OnItem, Purchase, Search, decode_event, decode_with
+from recsys.events import Event, Purchase, decode_event, decode_with, encode_event
 
 _LISTS: dict[Kind, str] = {"events": "items", "items": "tags"}  # in one cell, parts separated by |
 _TEXTS: dict[Kind, tuple[str, ...]] = {
@@ -89,21 +89,13 @@ def parse_map(texts: Iterable[str]) -> dict[str, str]:
 
 
 def event_id(event: Event) -> str:
-    """The id of an event whose shop gave none: of what happened, to whom, when and in which session.
+    """The id of an event whose shop gave none: of all that it says.
 
     >>> event_id(Purchase(user="u", item="i", ts_ms=1_700_000_000_000))
-    'f7fbdc5b7f9ed333'
+    '99a41f7c233394bf'
     """
-    what = (
-        event.item
-        if isinstance(event, OnItem)
-        else event.query
-        if isinstance(event, Search)
-        else "\0".join(event.items)
-    )
-    kind = type(event).__struct_config__.tag
-    text = f"{kind}\n{event.user}\n{event.session or ''}\n{event.ts_ms}\n{what}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    nameless = msgspec.structs.replace(event, id="")
+    return hashlib.blake2b(encode_event(nameless), digest_size=8).hexdigest()
 
 
 def _match(

@@ -108,5 +108,10 @@ class ReleaseModels:
 
 
 def open_models(folder: Path) -> Models:
-    """The models of a release folder, verified file by file. Raises ModelRejected."""
-    return ReleaseModels(open_release(folder))
+    """The models of a release folder, verified file by file and warmed up. Raises ModelRejected."""
+    models = ReleaseModels(open_release(folder))
+    # A first inference may take seconds (memory, CUDA's kernels): no event waits for it, and no watchdog takes it for
+    # a record that hangs.
+    models.score(np.zeros((1, len(NAMES)), np.float32))
+    models.embed(["warm up"])
+    return models

@@ -29,7 +29,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     title: Short
     category: Short = ""
     brand: Short = ""
-    tags: tuple[Short, ...] = ()
+    tags: Annotated[tuple[Short, ...], Meta(max_length=100)] = ()  # a tower reads the first few hundred words
     description: Annotated[str, Meta(max_length=20_000)] = ""
     price: Amount | None = None
     available: bool = True

@@ -25,7 +25,13 @@ class Misuse(SlatecastError):
 class BadEvent(Misuse):
     """Bytes that are not an event (or item) we accept.
 
-    `reason_class` is one of decode, schema, range, oversize: it goes to the rejects topic beside the bytes.
+    `reason_class` goes to the rejects topic beside the bytes:
+    decode               no JSON, or one that can be read in two ways
+    schema               another shape than ours: a field that is missing, of another type, or no id
+    range                a number, a length or a time that cannot be
+    oversize             too many bytes to look at
+    duplicate_conflict   the id of another event
+    poison_crash         whatever it is, its processing has ended the process, again and again
     """
 
     def __init__(self, reason_class: str, message: str) -> None:

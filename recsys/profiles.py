@@ -7,9 +7,13 @@ events end in the same bytes. A running sum could promise that only for events t
 
 The logs are packed records, big-endian, so that comparing bytes compares (time, item) and appending the newest event
 is one concatenation. Times are whole seconds.
+
+The one exception: an event that bears the id of another. The first to arrive stands, the second is refused; so long as
+the ring of ids remembers the first.
 Called by the ranker (live), the training replay (history) and nothing else.
 """
 
+import re
 from bisect import bisect_left
 
 import msgspec
@@ -17,19 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import item_key
+from recsys.errors import BadEvent
 from recsys.events import Cart, Click, Event, Impression, Purchase, Search, View
 
 PROFILE_MAX_BYTES = 4096  # a million users are 4 GB of state; the limits below fill it exactly
 KEEP_PURCHASES = 190  # 1,900 B
 KEEP_TOUCHES = 60  # clicks, views, carts: 660 B
 KEEP_SHOWN = 48  # 480 B
-KEEP_IDS = 48  # the ring by which duplicates are recognised: 480 B
+KEEP_IDS = 40  # the ring by which repeats and conflicts are recognised: 480 B
 KEEP_QUERIES = 6  # at most 88 B each
 QUERY_BYTES = 80
+ID_WIDTH = 12  # time 4, name of the id 6, checksum of the event 2
 
 VIEW, CLICK, CART, PURCHASE = 0, 1, 2, 3
 ACTION_OF = {View: VIEW, Click: CLICK, Cart: CART, Purchase: PURCHASE}
 ACTION_BYTE = {kind: bytes((action,)) for kind, action in ACTION_OF.items()}
+# What no reader sees: control characters, and those that join, hide or turn text around. Named one by one, not by
+# Unicode category, so that a newer Python strips the same.
+_INVISIBLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f]"
+)
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -60,7 +72,9 @@ decode_profile = _decoder.decode
 def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
     """The profile with one event more; the same object if nothing changed: a duplicate, or too old to keep.
 
-    identity: `event_hash` of the event, 6 bytes. Cost: 2–3 µs, whatever the profile holds.
+    identity: `event_hash` of the event. 8 bytes name it whatever its time; raises BadEvent (duplicate_conflict) if the
+    id was that of another event. 6 bytes name it together with its time: an event without an id, or a replay of history.
+    Cost: 2–3 µs, whatever the profile holds.
 
     >>> a = Purchase(user="u", item="i1", ts_ms=1_700_000_000_000)
     >>> b = Click(user="u", item="i2", ts_ms=1_700_000_060_000)
@@ -70,7 +84,12 @@ def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
     True
     """
     ts = (event.ts_ms // 1000).to_bytes(4)
-    ids = _insert(profile.ids, ts + identity, 10, KEEP_IDS)
+    record = (ts + identity).ljust(ID_WIDTH, b"\0")
+    if len(identity) == 8 and (known := _find_id(profile.ids, identity[:6])):
+        if known == record:
+            return profile
+        raise BadEvent("duplicate_conflict", f"id: {event.id!r} is that of another event; give each event its own")
+    ids = _insert(profile.ids, record, ID_WIDTH, KEEP_IDS)
     purchases, touches, shown, queries = profile.purchases, profile.touches, profile.shown, profile.queries
     if isinstance(event, Purchase):
         purchases = _insert(purchases, ts + item_key(event.item), 10, KEEP_PURCHASES)
@@ -103,7 +122,7 @@ def read_log(packed: bytes, touch: bool = False) -> Log:
 
 def newest_ts_s(profile: Profile) -> int:
     """Seconds of the newest event known, 0 for an empty profile."""
-    return int.from_bytes(profile.ids[-10:-6]) if profile.ids else 0
+    return int.from_bytes(profile.ids[-ID_WIDTH : 4 - ID_WIDTH]) if profile.ids else 0
 
 
 def _insert(log: bytes, record: bytes, width: int, keep: int) -> bytes:
@@ -116,7 +135,19 @@ def _insert(log: bytes, record: bytes, width: int, keep: int) -> bytes:
     return (log[:at] + record + log[at:])[-keep * width :]
 
 
+def _find_id(ids: bytes, name: bytes) -> bytes:
+    """The record of an id, or nothing."""
+    at = ids.find(name)
+    while at >= 0:
+        if at % ID_WIDTH == 4:  # else it only looks so, across the border of two fields
+            return ids[at - 4 : at + 8]
+        at = ids.find(name, at + 1)
+    return b""
+
+
 def _remember_query(queries: tuple[tuple[int, str], ...], ts_s: int, query: str) -> tuple[tuple[int, str], ...]:
-    """The newest queries, cut to QUERY_BYTES at a character."""
+    """The newest queries, as one reads them, cut to QUERY_BYTES at a character."""
+    if _INVISIBLE.search(query):  # tabs and line breaks part words, the others do not
+        query = " ".join(_INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", query).split())
     text = query.encode()[:QUERY_BYTES].decode(errors="ignore")
-    return tuple(sorted({*queries, (ts_s, text)}))[-KEEP_QUERIES:]
+    return tuple(sorted({*queries, (ts_s, text)}))[-KEEP_QUERIES:] if text else queries

@@ -14,7 +14,7 @@ import numpy as np
 from recsys.catalogue import Catalogue
 from recsys.events import Event, Purchase, encode_event, event_hash
 from recsys.metrics import hit_at_k, inter_user_overlap, mean_distance, ndcg_at_k, path_distances
-from recsys.profiles import EMPTY, Profile, apply, decode_profile
+from recsys.profiles import EMPTY, ID_WIDTH, Profile, apply, decode_profile
 from recsys.signals import DAY_S
 from recsys.simulate import is_simulated
 from recsys.slates import Slate, decode_slate
@@ -45,7 +45,7 @@ def audit(settings: Settings, events: Sequence[Event]) -> dict[str, int]:
 def _missing(expected: Profile, found: Profile) -> int:
     """Records of `expected` that `found` lacks; 1 if they differ otherwise (something counted that was not sent)."""
     missing = 0
-    for log, width in (("purchases", 10), ("touches", 11), ("shown", 10), ("ids", 10)):
+    for log, width in (("purchases", 10), ("touches", 11), ("shown", 10), ("ids", ID_WIDTH)):
         one, two = getattr(expected, log), getattr(found, log)
         records = [{packed[at : at + width] for at in range(0, len(packed), width)} for packed in (one, two)]
         missing += len(records[0] - records[1])

@@ -59,12 +59,14 @@ ACTIONS: dict[str, Callable[[], None]] = {"kill": _kill, "kill_soon": _kill_soon
 
 def read_orders(text: str) -> dict[str, Order]:
     """`point=action@passage,…` as orders by point. Raises Misuse."""
-    orders = {}
+    orders: dict[str, Order] = {}
     for part in filter(None, text.split(",")):
         point, _, rest = part.partition("=")
         action, _, passage = rest.partition("@")
-        if point not in POINTS or action not in ACTIONS or not passage.isdigit():
-            raise Misuse(f"fail-point {part!r}: write point=action@passage, of {POINTS} and {tuple(ACTIONS)}")
+        if point not in POINTS or point in orders or action not in ACTIONS or not passage.isdigit() or int(passage) < 1:
+            raise Misuse(
+                f"fail-point {part!r}: write point=action@passage, each once, of {POINTS} and {tuple(ACTIONS)}"
+            )
         orders[point] = Order(action, int(passage))
     return orders
 

@@ -59,6 +59,7 @@ class LagMeter:
 
     def __init__(self, role: str, consumer: Consumer, topic: str) -> None:
         self._role, self._consumer, self._topic = role, consumer, topic
+        self._marker = int(topic.endswith(WRITTEN_IN_TRANSACTIONS))  # as in `records_behind`
         self._arrived_ms: dict[int, int] = {}
         self._shown_s = 0.0
 
@@ -72,7 +73,7 @@ class LagMeter:
         self._shown_s = now_s
         for partition, offset in next_offsets.items():
             _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-            behind = max(0, end - offset)
+            behind = end - offset if end - offset > self._marker else 0
             arrived_ms = self._arrived_ms.get(partition)
             age_s = time.time() - arrived_ms / 1000 if behind and arrived_ms else 0.0
             labels = self._role, str(partition)

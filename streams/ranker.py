@@ -18,14 +18,15 @@ from recsys.candidates import default_sources
 from recsys.catalogue import Catalogue, decode_item, item_text, text_hash
 from recsys.context import Request, Shop
 from recsys.errors import BadEvent
-from recsys.events import Event, decode_event, event_hash
+from recsys.events import Event, check_arrival, decode_event, event_hash
 from recsys.pipeline import recommend
 from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
 from recsys.signals import Signal, SignalTable, Tally
 from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, slate_id
 from recsys.triggers import should_recommend
+from streams import telemetry
 from streams.records import BACKFILL, Output, Record
-from streams.rejects import reject_headers
+from streams.rejects import put_aside
 from streams.settings import Settings
 from streams.signals import decode_signal, encode_increment
 from streams.state import State
@@ -52,13 +53,14 @@ class Shelf:
         self._signals = TableReader(settings, "signals", self._take_signal)
         self.bad_items: Counter[str] = Counter()
 
-    def catch_up(self) -> None:
-        """Read both topics to their end, and embed what the release has not seen."""
+    def catch_up(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Read both topics to their end, and embed what the release has not seen; `beat` hears of each step."""
         counts = self._items.catch_up(), self._signals.catch_up()
         if self._waiting:
             log.info("ranker: embedding %d items that the release does not know", len(self._waiting))
         while self._waiting:
             self._embed(512)
+            beat()
         log.info("ranker: %d items, %d signals read", *counts)
 
     def follow(self) -> None:
@@ -132,10 +134,12 @@ class RankerTask:
         self._digest = self._policy.digest()
         self._query_vectors: dict[str, NDArray[np.float32]] = {}
         self.shelf = Shelf(settings, models)
+        self._made: list[tuple[Slate, int]] = []  # of the batch in hand, and when their events arrived
         self._shop = Shop(self.shelf.catalogue, self.shelf.signals, models.item_models)
 
     def refresh(self) -> None:
-        """Follow the catalogue and the crowd."""
+        """A new batch: nothing of it is made yet. Follow the catalogue and the crowd."""
+        self._pending, self._made = Counter(), []
         if self._make_slates or self._make_pairs:
             self.shelf.follow()
 
@@ -153,17 +157,17 @@ class RankerTask:
                 event = decode_event(data)
                 if record.key != event.user.encode():
                     raise BadEvent("schema", "the record's key is not its user; key events by user, in UTF-8")
-            except (BadEvent, UnicodeEncodeError) as error:
-                bad = error if isinstance(error, BadEvent) else BadEvent("decode", "a lone surrogate is not text")
-                outputs.append(Output(self._rejects, record.key, record.value, reject_headers(record, bad, "ranker")))
+                check_arrival(event, record.arrived_ms)
+                key = (record.partition, event.user)
+                before = profiles.get(key)
+                if before is None:
+                    stored = state.get(*key)
+                    before = decode_profile(stored) if stored is not None else EMPTY
+                after = apply(before, event, event_hash(event, data))
+            except BadEvent as error:
+                outputs.append(put_aside(record, error, "ranker", self._rejects))
                 counts["rejected"] += 1
                 continue
-            key = (record.partition, event.user)
-            before = profiles.get(key)
-            if before is None:
-                stored = state.get(*key)
-                before = decode_profile(stored) if stored is not None else EMPTY
-            after = apply(before, event, event_hash(event, data))
             if after is before:
                 counts["duplicates"] += 1
                 continue
@@ -188,13 +192,18 @@ class RankerTask:
             outputs += slates
             counts["slates"] = len(slates)
         self.batch_limit = LIVE_BATCH if wanted else BULK_BATCH
-        self._pending = counts
+        self._pending += counts
         return outputs
 
     def committed(self) -> None:
         """Count what is durable."""
         self._tick("commit")
         self.counts += self._pending
+        telemetry.DUPLICATES.inc(self._pending["duplicates"])
+        now_ms = self._clock_ms()
+        for slate, arrived_ms in self._made:
+            telemetry.SLATES.labels(slate.scorer, str(bool(slate.degraded_reason)).lower()).inc()
+            telemetry.EVENT_TO_SLATE_SECONDS.observe(max(0, now_ms - arrived_ms) / 1000)
 
     def _pairs_of(self, tally: Tally) -> list[Output]:
         outputs = []
@@ -235,6 +244,7 @@ class RankerTask:
                 freshness_ms=max(0, made_ms - record.arrived_ms),  # clocks differ; age is never negative
                 degraded_reason=draft.degraded_reason,
             )
+            self._made.append((slate, record.arrived_ms))
             headers = (("schema", SLATE_SCHEMA.encode()), ("idempotency-key", slate.id.encode()))
             outputs.append(Output(self._slates, event.user.encode(), encode_slate(slate), headers))
         self._tick("publish")

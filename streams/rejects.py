@@ -4,17 +4,22 @@ A reject is produced in the transaction of the batch that met it, so there is ex
 headers are Kafka Connect's, which dead-letter tools already read, plus `slatecast.error.class`.
 """
 
+import hashlib
+
 import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from recsys.errors import BadEvent, Misuse, Unavailable
 from streams import clients
-from streams.records import Headers, Record
+from streams.records import Headers, Output, Record
 from streams.settings import Settings
 from streams.state import end_offsets, read_to
 
 CONNECT = "__connect.errors."
 CLASS = "slatecast.error.class"
+CUT = "slatecast.error.cut"  # of a reject that holds only the beginning of its record
+WHOLE_BYTES = 1024 * 1024  # what a topic takes however badly it compresses (topics.py)
+KEPT_BYTES = 1024
 MAX_MESSAGE = 1024  # an explanation, not a payload
 
 
@@ -61,6 +66,22 @@ def reject_headers(record: Record, error: BadEvent, role: str) -> Headers:
     return (*kept, *ours, (CLASS, error.reason_class.encode()))
 
 
+def put_aside(record: Record, error: BadEvent, role: str, topic: str) -> Output:
+    """The reject of a record, with its bytes; of one too large for any topic, the beginning and a digest.
+
+    A record that came in compressed may be larger than that: our own client or the broker would refuse it, and its
+    worker would meet it for ever (measured: 30 MB of one letter arrive as 30 KB).
+    """
+    key, value = record.key or b"", record.value or b""
+    size = len(key) + len(value) + sum(len(name) + len(content) for name, content in record.headers)
+    if size > WHOLE_BYTES:
+        cut = (CUT, f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}".encode())
+        record = msgspec.structs.replace(
+            record, key=record.key and key[:KEPT_BYTES], value=record.value and value[:KEPT_BYTES], headers=(cut,)
+        )
+    return Output(topic, record.key, record.value, reject_headers(record, error, role))
+
+
 def reason_class(headers: Headers) -> str:
     """Why a record was put aside: the last such header, since an original one may be forged."""
     return next((value.decode(errors="replace") for name, value in reversed(headers) if name == CLASS), "?")
@@ -90,8 +111,11 @@ def requeue(settings: Settings, rejects: list[Reject]) -> int:
     """Send the original bytes to their topic again, all or none; how many were sent.
 
     A reject that is bad still is rejected again; one that had been applied would be dropped as a duplicate.
-    Raises Unavailable: a topic that is no more, a record that the broker refuses.
+    Raises Unavailable: a topic that is no more, a record that the broker refuses; Misuse: a reject that was cut.
     """
+    cut = [reject.id for reject in rejects if any(name == CUT for name, _ in reject.headers)]
+    if cut:
+        raise Misuse(f"of reject {cut[0]} only the beginning was kept; have the shop send the event again")
     admin = clients.check_broker(settings)
     for topic in {reject.source_topic for reject in rejects}:
         clients.partitions_of(admin, topic)
@@ -130,5 +154,5 @@ def _parse(record: Record) -> Reject:
         said.get("exception.message", ""),
         record.key,
         record.value,
-        tuple(h for h in record.headers if not h[0].startswith((CONNECT, "slatecast.error."))),
+        tuple(h for h in record.headers if not h[0].startswith(CONNECT) and h[0] != CLASS),
     )

@@ -51,7 +51,7 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
             MODEL_INFO.labels(models.release, models.provider).set(1)
             task = RankerTask(settings, models)
             health.waiting_for = "catalogue and signals"
-            task.shelf.catch_up()
+            task.shelf.catch_up(health.beat)
             Worker(settings, role, task, instance, health).run(stop)
         elif role == "materialiser":
             Materialiser(settings, instance, health).run(stop)

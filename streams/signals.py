@@ -10,7 +10,7 @@ import msgspec
 from recsys.errors import BadEvent
 from recsys.signals import Increment, Signal, absorb, merge
 from streams.records import Output, Record
-from streams.rejects import reject_headers
+from streams.rejects import put_aside
 from streams.settings import Settings
 from streams.state import State
 
@@ -45,8 +45,7 @@ class SignalsTask:
                 inc = _decode_increment(record.value or b"")
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 bad = BadEvent("decode", f"not an increment of an item: {error}; only rankers write this topic")
-                headers = reject_headers(record, bad, "signals")
-                outputs.append(Output(self._rejects, record.key, record.value, headers))
+                outputs.append(put_aside(record, bad, "signals", self._rejects))
                 continue
             together = pending.setdefault(key, [inc])
             if together[-1] is not inc:

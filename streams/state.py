@@ -5,13 +5,15 @@ Writes go to an overlay and reach the values only after their transaction has co
 produces.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from recsys.errors import Unavailable
@@ -24,8 +26,16 @@ log = logging.getLogger(__name__)
 # An open transaction of a killed predecessor is aborted within its time-out (15 s); twice that is a broker in trouble.
 RESTORE_STALL_S = 40.0
 # The client does not call these retriable, though they pass by themselves.
-NO_LEADER_YET = ("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART")
+NO_LEADER_YET = (
+    "NOT_LEADER_FOR_PARTITION",
+    "LEADER_NOT_AVAILABLE",
+    "UNKNOWN_TOPIC_OR_PART",
+    "FENCED_LEADER_EPOCH",  # we know the leader from before the broker's restart
+    "UNKNOWN_LEADER_EPOCH",
+    "_NOENT",  # "no leaders found"
+)
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
+READ_TOGETHER = 500  # messages that fit the processor's cache: a tenth faster than 2,000
 WRITE_TOGETHER = 2000  # restored values go to the disk in batches of this size
 
 
@@ -63,7 +73,7 @@ class Held:
                 self.store.write(changes, next_offset)
             except StoreBroken as error:
                 if self.values is None:
-                    raise
+                    raise Unavailable(f"state cannot be kept: {error}; make room, or set state = 'memory'") from error
                 # A later write must not hide the gap: this store stays as it is until the next restore.
                 log.warning("state: no longer kept on disk until the next start: %s", error)
                 self.store.close()
@@ -155,6 +165,8 @@ def _offsets(admin: AdminClient, topic: str, partitions: list[int], which: Offse
             if error.args[0].name() not in NO_LEADER_YET or time.monotonic() > deadline_s:
                 raise clients.broken(error.args[0]) from None
         time.sleep(0.05)
+        with contextlib.suppress(KafkaException):  # else it asks again with the leader that it knew
+            admin.list_topics(topic, timeout=1)
 
 
 def read_to(
@@ -164,7 +176,18 @@ def read_to(
     take: Callable[[Record], None],
     begins: Mapping[int, int] = MappingProxyType({}),
 ) -> int:
-    """Read partitions from their beginning, or `begins`, committed records only, past `ends`; how many there were.
+    """Read partitions from their beginning, or `begins`, committed records only, past `ends`; how many there were."""
+    count = 0
+    for message in messages_to(consumer, topic, ends, begins):
+        take(read_record(message))
+        count += 1
+    return count
+
+
+def messages_to(
+    consumer: Consumer, topic: str, ends: Mapping[int, int], begins: Mapping[int, int] = MappingProxyType({})
+) -> Iterator[Message]:
+    """The same as the client's messages: a Record of each is a tenth of what a restore takes.
 
     The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
     marker, and only the end-of-partition event tells that the position has passed it. Raises Unavailable on a stall.
@@ -175,27 +198,25 @@ def read_to(
         partition.offset = max(begins.get(partition.partition, 0), oldest)
     consumer.assign(partitions)
     open_ends = {tp.partition: ends[tp.partition] for tp in partitions if ends[tp.partition] > tp.offset}
-    count, moved_s = 0, time.monotonic()
+    moved_s = time.monotonic()
     while open_ends:
-        for message in consumer.consume(2000, 0.2):
+        # Only the first is waited for: asking for more at once takes the whole .2 s wherever there are fewer.
+        for message in (*consumer.consume(1, 0.2), *consumer.consume(READ_TOGETHER, 0)):
             moved_s = time.monotonic()
             error = message.error()
             if error is not None and not is_end(error):
                 raise clients.broken(error)
-            record = read_record(message)
-            position = record.offset
+            number, position = cast(int, message.partition()), cast(int, message.offset())
             if error is None:
-                take(record)
-                count += 1
+                yield message
                 position += 1
-            if position >= open_ends.get(record.partition, position + 1):
-                open_ends.pop(record.partition)
+            if position >= open_ends.get(number, position + 1):
+                open_ends.pop(number)
         if time.monotonic() - moved_s > RESTORE_STALL_S:
             raise Unavailable(
                 f"{topic}: nothing came for {RESTORE_STALL_S:.0f} s before the end was reached at {open_ends}; "
                 "a transaction may be open, look at the broker's log"
             )
-    return count
 
 
 def restore(
@@ -206,6 +227,7 @@ def restore(
     folder: Path | None = None,
     *,
     in_memory: bool = True,
+    beat: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, Held], int]:
     """The committed values of some changelog partitions, and how many records were read for them.
 
@@ -228,15 +250,16 @@ def restore(
             held[p] = Held(None, in_memory=True)
     known = {p: store.next_offset for p, h in held.items() if (store := h.store) is not None}
     waiting: dict[int, list[tuple[str, bytes | None]]] = {p: [] for p in partitions}
-
-    def take(record: Record) -> None:
-        changes = waiting[record.partition]
-        changes.append(((record.key or b"").decode(), record.value))
+    count = 0
+    for message in messages_to(consumer, topic, ends, known):
+        partition = cast(int, message.partition())
+        changes = waiting[partition]
+        changes.append(((message.key() or b"").decode(), message.value()))
         if len(changes) >= WRITE_TOGETHER:
-            held[record.partition].write(changes, record.offset + 1)
+            held[partition].write(changes, cast(int, message.offset()) + 1)
             changes.clear()
-
-    count = read_to(consumer, topic, ends, take, known)
+            beat()  # a long restore is progress
+        count += 1
     for p in partitions:
         held[p].write(waiting[p], ends[p])
     return held, count

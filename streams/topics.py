@@ -98,8 +98,8 @@ def diff(client: AdminClient, topics: Sequence[Topic]) -> list[Change]:
 def apply(client: AdminClient, settings: Settings) -> list[Change]:
     """Create and alter until the topics are as planned; what was changed. Twice is as once.
 
-    Raises Misuse if a topic has another number of partitions: a key would live elsewhere, so growing is a replay into
-    new topics, not a setting. Raises Unavailable if the broker refuses.
+    Raises Misuse if a topic has another number of partitions: a key would live elsewhere, so growing is
+    `slatecast topics grow`, not a setting. Raises Unavailable if the broker refuses.
     """
     topics = plan(settings)
     changes = diff(client, topics)

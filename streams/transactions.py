@@ -124,7 +124,7 @@ class Transactions:
 
     def _call(self, what: str, call: Callable[..., Any], *arguments: object) -> None:
         """One call of the transactional API, again as long as the client says that it may be repeated."""
-        with self._watchdog.limit(what, CALL_LIMIT_S):
+        with self._watchdog.limit(what, CALL_LIMIT_S, asks_broker=True):
             while True:
                 try:
                     call(*arguments)

@@ -2,7 +2,8 @@
 
 A hung process serves nobody and may hold the partitions for ever; a new one fences it and goes on. Called by the worker.
 Two dogs: a thread looks every half second, and a timer in C looks after the thread, for work that never lets go of the
-interpreter's lock.
+interpreter's lock. When a broker was away, calls that waited for it may wait for ever (librdkafka 5511, and others): one
+that still hangs a few seconds after the broker answers somebody else is given up early.
 """
 
 import contextlib
@@ -12,34 +13,41 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
 EXIT_CODE = 70  # as every Stopped worker
 LOOK_S = 0.5
+ASKING_S = 1.0  # a call that takes longer may be waiting for a broker that is away
+HANGS_S = 3.0  # after the broker's return: an honest call then takes 0 to 2 s
+RECENT_S = 60.0  # so long after an outage a call is still suspected
 
 
 class Watchdog:
     """One per worker. `limit` frames a piece of work; outside a frame nothing is watched."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._what, self._deadline_s = "", float("inf")
+    def __init__(self, name: str, answers: Callable[[], bool] = lambda: True) -> None:
+        """answers: whether the broker answers, asked by the thread while a call to it takes long."""
+        self._name, self._answers = name, answers
+        self._what, self._deadline_s, self._asked_s = "", float("inf"), float("inf")
         self._over = threading.Event()
 
     @contextlib.contextmanager
-    def limit(self, what: str, limit_s: float) -> Iterator[None]:
+    def limit(self, what: str, limit_s: float, *, asks_broker: bool = False) -> Iterator[None]:
         """End the process if the block takes longer. 2 µs."""
-        self._what, self._deadline_s = what, time.monotonic() + limit_s
+        outer = self._what, self._deadline_s, self._asked_s
+        now_s = time.monotonic()
+        self._what, self._deadline_s, self._asked_s = what, now_s + limit_s, now_s if asks_broker else float("inf")
         try:
             yield
         finally:
-            self._deadline_s = float("inf")
+            self._what, self._deadline_s, self._asked_s = outer
 
     @contextlib.contextmanager
     def watching(self, stuck_s: float) -> Iterator[None]:
         """Watch while the block runs. stuck_s: how long the interpreter's lock may be held at a stretch."""
+        _arm(stuck_s)  # not only at the thread's first look: a record may never let it have one
         threading.Thread(target=self._look, args=[stuck_s], name=f"{self._name}-watchdog", daemon=True).start()
         try:
             yield
@@ -47,11 +55,29 @@ class Watchdog:
             self._over.set()
 
     def _look(self, stuck_s: float) -> None:
+        back_s = -float("inf")  # when the broker answered again; inf while it does not
         while not self._over.wait(LOOK_S):
-            if sys.__stderr__ is not None:
-                faulthandler.dump_traceback_later(stuck_s, exit=True, file=sys.__stderr__)
-            if time.monotonic() > self._deadline_s:
-                log.critical("%s: %s took too long, ending the process; where it stood:", self._name, self._what)
-                faulthandler.dump_traceback()
-                os._exit(EXIT_CODE)
+            _arm(stuck_s)
+            now_s, asked_s = time.monotonic(), self._asked_s
+            if now_s > self._deadline_s:
+                self._end("took too long")
+            if now_s - asked_s < ASKING_S:
+                continue
+            if not self._answers():
+                back_s = float("inf")
+            elif back_s > now_s:
+                back_s = now_s
+            elif back_s > now_s - RECENT_S and now_s - max(back_s, asked_s) > HANGS_S and asked_s == self._asked_s:
+                self._end("hangs though the broker is back")
         faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, why: str) -> None:
+        log.critical("%s: %s %s, ending the process; where it stood:", self._name, self._what, why)
+        faulthandler.dump_traceback()
+        os._exit(EXIT_CODE)
+
+
+def _arm(stuck_s: float) -> None:
+    """Set the timer in C, again and again: it fires when nobody does any more."""
+    if sys.__stderr__ is not None:
+        faulthandler.dump_traceback_later(stuck_s, exit=True, file=sys.__stderr__)

@@ -33,7 +33,7 @@ from streams.attempts import LAST_ATTEMPT, Attempts
 from streams.failpoints import reach
 from streams.lag import LagMeter
 from streams.records import Output, Record, read_record
-from streams.rejects import reason_class, reject_headers
+from streams.rejects import put_aside, reason_class
 from streams.settings import Settings
 from streams.state import State, begin_offsets, restore
 from streams.telemetry import Health
@@ -87,7 +87,7 @@ class Worker:
         self._room = FIRST_BATCH
         self._folder = Path(settings.home) / "state" / f"{settings.prefix}{role}-{instance}"
         self._health = health or Health(role)
-        self._watchdog = Watchdog(role)
+        self._watchdog = Watchdog(role, self._broker_answers)
         self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"
         self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
@@ -115,6 +115,12 @@ class Worker:
                 self._consumer.close()
                 self._release(list(self._next))
                 self._attempts.close()
+
+    def _broker_answers(self) -> bool:
+        try:
+            return bool(self._admin.list_topics(self.input, timeout=1).brokers)
+        except KafkaException:
+            return False
 
     def step(self) -> None:
         """One batch, from poll to merge; nothing if nothing came."""
@@ -186,8 +192,7 @@ class Worker:
         where = f"{record.topic}:{record.partition}:{record.offset}"
         log.error("%s: %s has ended its process %d times, it goes to rejects", self.role, where, LAST_ATTEMPT)
         error = BadEvent("poison_crash", f"it ended its process {LAST_ATTEMPT} times; the log says where it stood")
-        headers = reject_headers(record, error, self.role)
-        return Output(self._rejects, record.key, record.value, headers)
+        return put_aside(record, error, self.role, self._rejects)
 
     def _changes(self) -> Iterator[Output]:
         return (Output(self.changelog, key.encode(), value, (), p) for p, key, value in self.state.changes())
@@ -231,7 +236,9 @@ class Worker:
         reader = clients.reader(self.settings)
         started_s = time.monotonic()
         in_memory = self.settings.state == "memory"
-        held, count = restore(self._admin, reader, self.changelog, numbers, self._folder, in_memory=in_memory)
+        held, count = restore(
+            self._admin, reader, self.changelog, numbers, self._folder, in_memory=in_memory, beat=self._health.beat
+        )
         reader.close()
         self.restored += count
         oldest = begin_offsets(self._admin, self.input, numbers)

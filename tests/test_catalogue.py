@@ -27,7 +27,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 @given(
     st.builds(
         Item,
-        item=TEXTS.filter(bool),
+        item=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=128),
         title=TEXTS,
         category=TEXTS,
         brand=TEXTS,

@@ -1,8 +1,10 @@
 """A profile is a set: the order of arrival and repeats do not show, and it never outgrows its 4 KiB."""
 
+import zlib
 from itertools import permutations
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +12,13 @@ from hypothesis import strategies as st
 from shop_helpers import DAY_S, KINDS, T, bought, clicked, identity, made, remember, searched, shown
 
 from recsys.catalogue import item_ref
+from recsys.errors import BadEvent
 from recsys.events import TS_MAX_MS, TS_MIN_MS, Cart, Click, Event, Impression, Purchase, Search, View
 from recsys.profiles import (
     CART,
     CLICK,
     EMPTY,
+    ID_WIDTH,
     KEEP_IDS,
     KEEP_PURCHASES,
     KEEP_QUERIES,
@@ -32,17 +36,24 @@ from recsys.profiles import (
     read_log,
 )
 
+VISIBLE = "a é 日 👩 %s{0} ﷺ ا"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
 
 
 def events_at(times: st.SearchStrategy[int], items: int) -> st.SearchStrategy[Event]:
-    common: dict[str, Any] = {"user": st.just("u"), "ts_ms": times, "id": st.sampled_from(["", "a", "b"])}
+    """Some with an id, each with its own: of two events with one id the second is refused, so order would show."""
+    common: dict[str, Any] = {"user": st.just("u"), "ts_ms": times}
     item = st.integers(0, items).map("i{}".format)
     return st.one_of(
         *(st.builds(kind, **common, item=item) for kind in KINDS),
         st.builds(Search, **common, query=TEXTS),
         st.builds(Impression, **common, items=st.lists(item, min_size=1, max_size=12).map(tuple)),
-    )
+    ).flatmap(lambda event: st.sampled_from([event, named(event)]))
+
+
+def named(event: Event, suffix: str = "") -> Event:
+    """The event with an id of its own."""
+    return msgspec.structs.replace(event, id=f"{zlib.crc32(repr(event).encode()):08x}{suffix}")
 
 
 # Few times and items, so that many events meet in a second; or any, so that the logs overflow.
@@ -82,7 +93,7 @@ def test_order_and_repeats_do_not_show_where_the_logs_overflow(seed: int) -> Non
     assert len(expected.purchases) == 10 * KEEP_PURCHASES
     assert len(expected.touches) == 11 * KEEP_TOUCHES
     assert len(expected.shown) == 10 * KEEP_SHOWN
-    assert len(expected.ids) == 10 * KEEP_IDS
+    assert len(expected.ids) == ID_WIDTH * KEEP_IDS
     assert len(expected.queries) == KEEP_QUERIES
     for _ in range(3):
         again = [events[at] for at in rng.permutation(np.tile(np.arange(len(events)), 2))]
@@ -110,10 +121,66 @@ def test_a_duplicate_that_the_ring_has_forgotten_still_changes_nothing() -> None
 
 
 def test_two_events_that_differ_only_in_their_id_are_two() -> None:
-    one = made(Click, "i1", id="a")
-    after = apply(remember(one), made(Click, "i1", id="b"), b"other.")
+    one, two = made(Click, "i1", id="a"), made(Click, "i1", id="b")
+    after = remember(one, two)
     assert after != remember(one)
     assert after.touches == remember(one).touches
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        made(Click, "i2", id="a"),
+        made(View, "i1", id="a"),
+        made(Click, "i1", id="a", price=2.0),
+        made(Click, "i1", id="a", session="s"),
+        made(Click, "i1", days_ago=3, id="a"),
+        made(Click, "i1", days_ago=-3, id="a"),
+        Search(user="u", ts_ms=T * 1000 + 1, query="mug", id="a"),
+    ],
+)
+def test_the_id_of_another_event_is_refused_whatever_differs_and_whatever_came_between(other: Event) -> None:
+    between = [named(event) for event in overflow(0)[: KEEP_IDS - 1]]
+    profile = remember(made(Click, "i1", id="a"), *between)
+    with pytest.raises(BadEvent, match="id: 'a' is that of another event; give each event its own") as caught:
+        apply(profile, other, identity(other))
+    assert caught.value.reason_class == "duplicate_conflict"
+
+
+def test_the_same_id_is_a_repeat_where_nothing_differs_and_free_for_another_user() -> None:
+    one = made(Click, "i1", id="a")
+    profile = remember(one, made(Click, "i2", id="b"))
+    assert apply(profile, one, identity(one)) is profile
+    other = made(Click, "i2", id="a", user="v")
+    assert apply(EMPTY, other, identity(other)) != EMPTY
+
+
+def test_events_without_an_id_cannot_conflict() -> None:
+    # As the replay of history names them: by item and action, the time makes them distinct.
+    one = apply(EMPTY, clicked("i1"), b"\0\0\0\0\0\1")
+    two = apply(one, clicked("i1", days_ago=1), b"\0\0\0\0\0\1")
+    assert len(two.ids) == 2 * ID_WIDTH
+    assert apply(two, clicked("i1"), b"\0\0\0\0\0\1") is two
+
+
+def test_an_id_is_found_among_records_that_only_look_like_it() -> None:
+    # The name stands across the borders of another record too: bytes 2 to 8 of it instead of 4 to 10.
+    early = made(Click, "i1", days_ago=1)
+    decoy = (early.ts_ms // 1000).to_bytes(4)[2:] + b"wxyz"
+    profile = apply(apply(EMPTY, early, b"wxyz__??"), clicked("i2"), decoy + b"!!")
+    assert apply(profile, clicked("i2"), decoy + b"!!") is profile
+    with pytest.raises(BadEvent, match="another event"):
+        apply(profile, clicked("i2"), decoy + b"!?")
+    only = apply(EMPTY, early, b"wxyz__??")
+    assert len(apply(only, clicked("i2"), decoy + b"!!").ids) == 2 * ID_WIDTH
+
+
+def test_an_id_that_the_ring_has_forgotten_is_free_again() -> None:
+    many = [named(event) for event in overflow(1)]
+    forgotten = made(Click, "i1", days_ago=30, id="old")
+    profile = remember(forgotten, *many)
+    other = made(Click, "i9", days_ago=-1, id="old")
+    assert apply(profile, other, identity(other)) is not profile
 
 
 def test_an_event_older_than_all_that_is_kept_changes_nothing() -> None:
@@ -172,6 +239,33 @@ def test_a_log_is_read_as_columns_oldest_first() -> None:
 def test_queries_keep_the_newest_and_their_text() -> None:
     profile = remember(*(searched(f"query {n}", days_ago=n) for n in range(10)), searched("query 0"))
     assert profile.queries == tuple((T - n * DAY_S, f"query {n}") for n in reversed(range(KEEP_QUERIES)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("red\tmug\r\nblue", "red mug blue"),
+        (" \x00red\x1b[2J \x7f mug\x9b", "red[2J mug"),
+        ("\u202egum der\u202c", "gum der"),
+        ("m\u200bu\u00adg\ufeff\u2066\u2060", "mug"),
+        ("👩\u200d🚀", "👩🚀"),
+        ("mug\U000e0041\U000e007f", "mug"),
+        ("a\u2028b", "a b"),
+        (VISIBLE, VISIBLE),
+        (" red  mug ", " red  mug "),
+        ("z" + "\u0301" * 1000, ("z" + "\u0301" * 39)),
+        ("\u202e" * 500 + "mug", "mug"),
+    ],
+)
+def test_a_query_is_kept_as_one_reads_it(typed: str, kept: str) -> None:
+    assert [text for _, text in remember(searched(typed)).queries] == [kept]
+
+
+@pytest.mark.parametrize("typed", ["\0", "\u202e\u200b", "\t\n"])
+def test_a_query_of_which_nothing_is_seen_is_no_query_but_an_event(typed: str) -> None:
+    profile = remember(searched(typed))
+    assert profile.queries == ()
+    assert newest_ts_s(profile) == T
 
 
 def test_the_newest_moment_is_that_of_any_event() -> None:

@@ -200,6 +200,17 @@ def test_only_the_tail_behind_the_store_is_read(settings: Settings, tmp_path: Pa
     assert restored(settings, None) == ({"a": b"4", "c": b"3"}, 5), "as the whole changelog says"
 
 
+def test_a_long_restore_says_that_it_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.state.WRITE_TOGETHER", 10)
+    write(settings, **{f"u{n}": "1" for n in range(35)})
+    beats: list[int] = []
+    reader = clients.reader(settings)
+    beat: Callable[[], None] = lambda: beats.append(1)  # noqa: E731 - a name says what it is
+    restore(clients.admin(settings), reader, settings.prefix + "profiles", [0], beat=beat)
+    reader.close()
+    assert len(beats) == 3
+
+
 def test_a_topic_that_was_made_again_is_not_taken_for_the_old_one(settings: Settings, tmp_path: Path) -> None:
     write(settings, a="1", b="2")
     assert restored(settings, tmp_path)[1] == 2

@@ -23,7 +23,7 @@ from models.scorer import Network, OnnxScorer
 from recsys.features import NAMES
 from recsys.item_models import ItemModels
 from recsys.pipeline import Scored
-from recsys.profiles import KEEP_IDS, KEEP_TOUCHES
+from recsys.profiles import ID_WIDTH, KEEP_IDS, KEEP_TOUCHES
 from streams import clients
 from streams.ranker import BULK_BATCH, RankerTask
 from streams.settings import Settings
@@ -141,7 +141,7 @@ def run_bare(run: Run) -> Measured:
             touched[key] = partition
             ends[partition] = (message.offset() or 0) + 1
         for key, partition in touched.items():
-            size = 10 * min(known[key], KEEP_IDS) + 11 * min(known[key], KEEP_TOUCHES) + 12
+            size = ID_WIDTH * min(known[key], KEEP_IDS) + 11 * min(known[key], KEEP_TOUCHES) + 12
             producer.produce(out, filler[:size], key, partition)
         offsets = [TopicPartition(name, p, end) for p, end in ends.items()]
         producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), 30)

@@ -16,7 +16,9 @@ def rejects() -> None:
 
 @rejects.command(name="list")
 @connection_options
-@click.option("--class", "reason_class", help="Only one class: decode, schema, range, oversize")
+@click.option(
+    "--class", "reason_class", help="Only one class: decode, schema, range, oversize, duplicate_conflict, poison_crash"
+)
 @json_option
 def list_rejects(settings: Settings, reason_class: str | None, as_json: bool) -> None:
     """List rejects, a line each.

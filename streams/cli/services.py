@@ -10,9 +10,9 @@ import click
 import msgspec
 from rich.table import Table
 
-from streams import clients, embedded, jars
+from streams import clients, embedded, growth, jars
 from streams import topics as topic_plans
-from streams.cli.options import connection_options, json_option, print_json, progress, stderr
+from streams.cli.options import connection_options, json_option, print_json, progress, stderr, steps
 from streams.doctor import examine
 from streams.settings import Running, Settings, running_file
 
@@ -99,6 +99,42 @@ def apply(settings: Settings, execute: bool, as_json: bool) -> None:
     stderr.print(table if changes else "The topics are as planned.")
     if changes and not execute:
         stderr.print("Nothing was changed; --execute does it.")
+
+
+@topics.command()
+@connection_options
+@click.option("--partitions", required=True, type=click.IntRange(1, 10_000), help="Partitions of the new topics.")
+@click.option("--to", required=True, help="Prefix of the new topics.")
+@click.option("--execute", is_flag=True, help="Do it. Without this, only say what would be done.")
+@json_option
+def grow(settings: Settings, partitions: int, to: str, execute: bool, as_json: bool) -> None:
+    """More partitions: new topics under another prefix, profiles and lists carried over.
+
+    The first --execute creates them; the next one copies, once the old ranker and aggregator have stopped; each says
+    what comes next. docs/operations.md has the whole order.
+
+    \b
+    Example:  slatecast topics grow --partitions 12 --to shop2.            (says what it would do)
+              slatecast topics grow --partitions 12 --to shop2. --execute
+    """
+    new = growth.next_generation(settings, to, partitions)
+    if execute:
+        with steps() as show:
+            stand = growth.run(settings, new, lambda topic, done, of: show(f"{new.prefix}{topic}", done, of))
+    else:
+        stand = growth.look(settings, new)
+    if as_json:
+        print_json(stand)
+        return
+    table = Table("topic", "what", "detail", box=None)
+    for change in stand.create:
+        table.add_row(change.topic, change.action, change.detail)
+    at_most = "" if execute else "at most "
+    for what, counts, about in (("copy", stand.copy, ""), ("hand over", stand.hand_over, at_most)):
+        for topic, count in counts.items():
+            table.add_row(new.prefix + topic, what, f"{about}{count:,} records" if count else "nothing")
+    stderr.print(table)
+    stderr.print(growth.next_step(settings, new, stand, execute))
 
 
 @click.command()

@@ -9,22 +9,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 import msgspec
 from chaos.child import Order
+from confluent_kafka import IsolationLevel, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
-from recsys.catalogue import Item, encode_item
+from recsys.catalogue import Item, encode_item, item_ref
 from recsys.events import Click, Event, Purchase, View, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
+from recsys.signals import Increment, Tally
 from recsys.slates import decode_slate
 from streams import clients, topics
 from streams.embedded import Embedded
-from streams.lag import records_behind
+from streams.lag import committed_offsets, records_behind
 from streams.records import Record
 from streams.settings import Settings
 from streams.state import end_offsets, read_to
@@ -32,6 +37,9 @@ from streams.state import end_offsets, read_to
 ROOT = Path(__file__).parents[2]
 ITEMS = [Item(item=f"i{n}", title=f"thing {n}", category=f"c{n % 5}") for n in range(30)]
 INPUTS = {"ranker": "events", "signals": "pairs", "loose": "events"}  # "loose": a ranker without transactions
+
+OUTPUTS = ("slates", "profiles", "pairs")  # of a ranker
+Place = tuple[str, int, int]  # topic, partition, offset
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -44,6 +52,12 @@ class Row(msgspec.Struct, frozen=True):
     profiles_differ: int
     passed: bool
     said: dict[str, float | int | str] = {}
+
+    def shown(self) -> str:
+        """One line for people."""
+        said = "".join(f", {what.replace('_', ' ')} {figure}" for what, figure in self.said.items())
+        counts = f"lost {self.lost}, duplicated {self.duplicated}, profiles {self.profiles_differ}"
+        return f"{'passed' if self.passed else 'FAILED'}  {self.name:<28} {self.happened:>4} ×  {counts}{said}"
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -72,6 +86,8 @@ class Arena:
         self.produce("items", [(item.item.encode(), encode_item(item)) for item in ITEMS])
         self.processes: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
         self.fired_log = self.folder / "fired"
+        self.child = Path(__file__).parent / "child.py"  # what a process runs; a row may have its own
+        self.env: dict[str, str] = {}  # for every process
 
     # --- processes ---
 
@@ -80,11 +96,11 @@ class Arena:
         armed = {"SLATECAST_FAILPOINTS": failpoints, "SLATECAST_FAILPOINTS_LOG": str(self.fired_log)}
         with self.log(role, instance).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(__file__).parent / "child.py")],
+                [sys.executable, "-P", str(self.child)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **armed, **env, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **armed, **self.env, **env, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
             )
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(Order(self.settings, role, instance)) + b"\n")
@@ -101,6 +117,15 @@ class Arena:
         process = self.processes.pop((role, instance))
         process.send_signal(number)
         process.wait(30)
+
+    def revive(self, arm: Callable[[], str] = lambda: "") -> list[int]:
+        """Start again at once what has ended, armed anew; with which codes it ended."""
+        codes = []
+        for (role, instance), process in list(self.processes.items()):
+            if process.poll() is not None:
+                codes.append(process.returncode)
+                self.start(role, instance, arm())
+        return codes
 
     def fired(self) -> Counter[str]:
         """Which fail-points really acted, by name."""
@@ -151,6 +176,27 @@ class Arena:
         group = "ranker" if role == "loose" else role
         return records_behind(self.admin, self.settings, group, INPUTS[role])
 
+    def processed(self, role: str = "ranker") -> int:
+        """Events that a role has committed. `events` is written without transactions, so its offsets have no gaps."""
+        numbers = clients.partitions_of(self.admin, self.settings.prefix + "events")
+        return sum(committed_offsets(self.settings, role, "events", numbers).values())
+
+    def places(self) -> set[Place]:
+        """Where the committed records of a ranker lie."""
+        return {(topic, record.partition, record.offset) for topic in OUTPUTS for record in self.read(topic)}
+
+    def open_records(self) -> set[Place]:
+        """What stands behind the last stable offset: records of open transactions."""
+        found = set[Place]()
+        for topic in OUTPUTS:
+            name = self.settings.prefix + topic
+            latest = {TopicPartition(name, p): OffsetSpec.latest() for p in clients.partitions_of(self.admin, name)}
+            stable = self.admin.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED)
+            ends = self.admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED)
+            for tp, end in ends.items():
+                found |= {(topic, tp.partition, n) for n in range(stable[tp].result().offset, end.result().offset)}
+        return found
+
     def judge(self, events: Sequence[Event]) -> Judged:
         """Everything sent against everything committed. `events` in the order in which they were sent."""
         expected, newest = dict[str, Profile](), dict[str, Event]()
@@ -166,6 +212,92 @@ class Arena:
         served = {(slate.user, slate.cause.ts_ms) for slate in slates}
         lost = sum((user, event.ts_ms) not in served for user, event in newest.items())
         return Judged(lost, sum(count - 1 for count in ids.values()), differ + len(found.keys() - expected.keys()))
+
+    def pairs_differ(self, events: Sequence[Event]) -> int:
+        """Items whose increments do not add up to what the events are worth, each counted once.
+
+        Profiles are sets, in which what was applied twice does not show; sums show it. Batches do not matter to them.
+        """
+        tally, profiles = Tally(), dict[str, Profile]()
+        for event in events:
+            before = profiles.get(event.user, EMPTY)
+            after = apply(before, event, event_hash(event, encode_event(event)))
+            if after is not before:
+                tally.add(event, before)
+                profiles[event.user] = after
+        ids = {item_ref(item.item): item.item for item in ITEMS}
+        expected = _sums((ids[key] if isinstance(key, int) else key, inc) for key, inc in tally.increments())
+        decode = msgspec.msgpack.Decoder(Increment).decode
+        found = _sums(((r.key or b"").decode(), decode(r.value or b"")) for r in self.read("pairs"))
+        return sum(found.get(item) != sums for item, sums in expected.items()) + len(found.keys() - expected.keys())
+
+    def row(self, name: str, happened: int, events: Sequence[Event], *, passed: bool, **said: float | int | str) -> Row:
+        """The row of a fault that may cost nothing. passed: that it happened, and what else is asked of it."""
+        judged, wrong = self.judge(events), self.pairs_differ(events)
+        clean = not (judged.lost or judged.duplicated or judged.profiles_differ or wrong)
+        figures = {"increments_differ": wrong, **said}
+        return Row(name, happened, judged.lost, judged.duplicated, judged.profiles_differ, passed and clean, figures)
+
+
+class Flow:
+    """Sends events at a steady rate from a thread of its own, whatever happens to the broker meanwhile."""
+
+    def __init__(self, ring: Arena, events: Sequence[Event], per_s: float) -> None:
+        self._producer = clients.producer(ring.settings)
+        self._topic = ring.settings.prefix + "events"
+        self._events, self._per_s = events, per_s
+        self._stop = threading.Event()
+        self._refused: list[str] = []
+        self.sent = 0
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Flow":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def stop(self) -> Sequence[Event]:
+        """Send no more; what was sent, all of it acknowledged."""
+        self.__exit__()
+        assert self._producer.flush(60) == 0
+        assert not self._refused, self._refused[0]
+        return self._events[: self.sent]
+
+    def _send(self) -> None:
+        started_s = time.monotonic()
+        while self.sent < len(self._events) and not self._stop.wait(0.01):
+            due = int((time.monotonic() - started_s) * self._per_s)
+            for event in self._events[self.sent : due]:
+                data = encode_event(event)
+                self._producer.produce(self._topic, data, event.user.encode(), on_delivery=self._delivered)
+                self.sent += 1
+            self._producer.poll(0)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._refused.append(error.str())
+
+
+def attempt(name: str, run: Callable[[], Row]) -> Row:
+    """A row that always comes: one that raises is a failed one which says why."""
+    try:
+        return run()
+    except Exception as error:  # whatever it is, the next row is to be tried
+        traceback.print_exc()
+        return Row(name, 0, 0, 0, 0, passed=False, said={"error": f"{type(error).__name__}: {error}"})
+
+
+def _sums(increments: Iterable[tuple[str, Increment]]) -> dict[str, Counter[str]]:
+    """Increments by item, in hundredths: the smallest weight of a pair is .01, and whole numbers compare."""
+    sums: dict[str, Counter[str]] = {}
+    for item, inc in increments:
+        figures = {"interest": inc.interest, "buyers": inc.buyers, "repeats": inc.repeats, "shown": inc.shown}
+        for name, figure in (*figures.items(), *inc.partners):
+            sums.setdefault(item, Counter())[str(name)] += round(figure * 100)
+    return sums
 
 
 def make_events(count: int, users: int, seed: int) -> list[Event]:
@@ -187,6 +319,12 @@ def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> float:
         assert time.monotonic() - started_s < limit_s, f"not within {limit_s} s: {what}"
         time.sleep(0.05)
     return time.monotonic() - started_s
+
+
+def rss_mib(pid: int, *, peak: bool = False) -> float:
+    """Memory of a process, now or at its peak."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) / 1024
 
 
 @contextlib.contextmanager

@@ -1,0 +1,311 @@
+"""`slatecast bench scale`: how much more two workers do than one, and what the limit was.
+
+Rankers with lists over a backlog, scored by a network of the size of a small tower, so that nearly all the work is the
+worker's own and the broker has little of it. One worker and two in turn; what counts is the time in which all of them
+are at work. Before that each process only scores, without Kafka: what two of them do then is what the machine can.
+"""
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.catalogue import encode_item
+from recsys.errors import Unavailable
+from recsys.events import encode_event
+from recsys.features import NAMES
+from recsys.pipeline import Scored
+from streams.bench.engines import StubModels
+from streams.bench.ground import ENGINE_LIMIT_S, command, environ, ground, produce
+from streams.bench.hot_path import make_events, make_items
+from streams.ranker import LIVE_BATCH, RankerTask
+from streams.settings import Settings
+from streams.worker import Worker
+
+BACKLOG_PER_S = 1000  # events to lay ready for each second: no two cores make as many lists of this kind
+START_S, WARM_S = 10, 20
+WIDTH, CHUNK = 1024, 256  # 1.1 million weights, 10 ms a list with all else; rows that fit a cache
+FULL = 0.85  # a worker that computes so much of the time waits for nothing
+IDLE = 0.15  # cores; less is none
+Limit = Literal["broker", "cores", "workers", "unknown"]
+What = Literal["scoring", "working"]
+COUNTS = (1, 2)
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What an engine is told: to score; at the next line, to be a worker; at the end of stdin, to end."""
+
+    settings: Settings
+    instance: str
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What an engine says again and again. at_s: of the machine's monotonic clock, which its processes share."""
+
+    at_s: float
+    done: int
+    cpu_s: float
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A line of an engine."""
+
+    what: What
+    mark: Mark
+
+
+class Window(msgspec.Struct, frozen=True):
+    """While all engines were at work. worker_cores: how much of a core each used; idle, broker: None if unknown."""
+
+    per_s: float
+    worker_cores: list[float]
+    broker_cores: float | None
+    idle_cores: float | None
+
+
+def measure(
+    settings: Settings, seconds: float, rounds: int, tell: Callable[[str], None], broker_pid: int = 0
+) -> dict[str, object]:
+    """The whole benchmark. tell: what is running now. broker_pid: whose processor time counts as the broker's."""
+    found: dict[tuple[What, int], list[Window]] = defaultdict(list)
+    with contextlib.ExitStack() as grounds:
+        tell("laying a backlog")
+        places = {count: grounds.enter_context(ground(settings, f"scale-{count}")) for count in COUNTS}
+        for own in places.values():
+            _stock(own, int(BACKLOG_PER_S * (seconds + START_S) * rounds + BACKLOG_PER_S * WARM_S))
+        if broker_pid:  # one that has just started compiles itself: .25 of a core, where it needs .1 later
+            tell("warming the broker up")
+            _watch(places[2], 2, WARM_S, broker_pid)
+        for number in range(rounds):
+            for count, own in places.items():
+                tell(f"round {number + 1} of {rounds}: {count} worker{'s' * (count > 1)}")
+                for what, window in _watch(own, count, seconds, broker_pid).items():
+                    found[what, count].append(window)
+    rate = {place: statistics.median(window.per_s for window in windows) for place, windows in found.items()}
+    two = found["working", 2]
+    worker_cores = statistics.median(cores for window in two for cores in window.worker_cores)
+    idle, broker = _middle([window.idle_cores for window in two]), _middle([window.broker_cores for window in two])
+    machine, efficiency = (rate[what, 2] / rate[what, 1] / 2 for what in get_args(What))
+    per_cpu_s = {
+        count: statistics.median(w.per_s / sum(w.worker_cores) for w in found["working", count]) for count in (1, 2)
+    }
+    return {
+        "efficiency": efficiency,
+        "limit": limit_of(worker_cores, idle),
+        "machine_efficiency": machine,
+        "efficiency_per_cpu_s": per_cpu_s[2] / per_cpu_s[1],
+        "events_per_cpu_s": per_cpu_s[1],
+        "events_per_s": {count: [round(w.per_s, 1) for w in found["working", count]] for count in (1, 2)},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "worker_cores": worker_cores,
+        "broker_cores": broker,
+        "broker_cores_with_one": _middle([window.broker_cores for window in found["working", 1]]),
+        "idle_cores": idle,
+        "seconds": seconds,
+        "rounds": rounds,
+    }
+
+
+def limit_of(worker_cores: float, idle_cores: float | None) -> Limit:
+    """What two workers lacked. Workers: nothing, each computed all the time, more of them would do more.
+
+    cores: a worker had to wait for a core. broker: cores were idle, and the workers waited for its answers.
+    """
+    if worker_cores >= FULL:
+        return "workers"
+    if idle_cores is None:
+        return "unknown"
+    return "cores" if idle_cores < IDLE else "broker"
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _stock(settings: Settings, events: int) -> None:
+    produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+    now_ms = time.time_ns() // 1_000_000
+    produce(settings, "events", ((event.user, encode_event(event)) for event in make_events(events, 1, now_ms)))
+
+
+# --- watching engines --------------------------------------------------------------------------------------------------
+
+
+def _watch(settings: Settings, count: int, seconds: float, broker_pid: int) -> dict[What, Window]:
+    """Some engines for some seconds at each kind of work."""
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(_engine(Order(settings, str(n)))) for n in range(count)]
+        scoring = _window([engine.marks["scoring"] for engine in engines], engines, seconds, broker_pid)
+        for engine in engines:
+            _tell(engine, b"work\n")
+        working = _window([engine.marks["working"] for engine in engines], engines, seconds, broker_pid)
+    return {"scoring": scoring, "working": working}
+
+
+def _window(parts: list[list[Mark]], engines: Sequence["Engine"], seconds: float, broker_pid: int) -> Window:
+    """From when the last of them is at work."""
+    _wait_for(lambda: all(parts), engines)
+    begins = [marks[-1] for marks in parts]
+    begin_s, idle_s, broker_s = time.monotonic(), _idle_s(), _cpu_s(broker_pid)
+    _wait_for(lambda: all(marks[-1].at_s >= begin_s + seconds for marks in parts), engines)
+    ends = [marks[-1] for marks in parts]
+    took_s = time.monotonic() - begin_s
+    idle_s, broker_s = _since(idle_s, _idle_s()), _since(broker_s, _cpu_s(broker_pid))
+    spans = list(zip(begins, ends, strict=True))
+    return Window(
+        sum((end.done - begin.done) / (end.at_s - begin.at_s) for begin, end in spans),
+        [(end.cpu_s - begin.cpu_s) / (end.at_s - begin.at_s) for begin, end in spans],
+        broker_s and broker_s / took_s,
+        idle_s and idle_s / took_s,
+    )
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """One that runs. Its marks grow."""
+
+    process: subprocess.Popen[bytes]
+    marks: dict[What, list[Mark]]
+
+
+@contextlib.contextmanager
+def _engine(order: Order) -> Iterator[Engine]:
+    """A process for the length of a block: it ends by the end of its stdin."""
+    with subprocess.Popen(
+        command(__spec__.name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ()
+    ) as process:
+        engine = Engine(process, {what: [] for what in get_args(What)})
+        reading = threading.Thread(target=_read, args=[engine])
+        reading.start()
+        assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
+        try:
+            _tell(engine, msgspec.json.encode(order) + b"\n")
+            yield engine
+        finally:
+            process.stdin.close()
+            reading.join(ENGINE_LIMIT_S)
+
+
+def _tell(engine: Engine, line: bytes) -> None:
+    assert engine.process.stdin is not None  # noqa: S101 - it was opened as a pipe
+    engine.process.stdin.write(line)
+    engine.process.stdin.flush()
+
+
+def _read(engine: Engine) -> None:
+    for line in engine.process.stdout or ():
+        said = msgspec.json.decode(line, type=Said)
+        engine.marks[said.what].append(said.mark)
+
+
+def _wait_for(condition: Callable[[], bool], engines: Sequence[Engine]) -> None:
+    deadline_s = time.monotonic() + ENGINE_LIMIT_S
+    while not condition():
+        ended = any(engine.process.poll() is not None for engine in engines)
+        if ended or time.monotonic() > deadline_s:
+            raise Unavailable("a worker ended, or came to a stand; what it said stands above")
+        time.sleep(0.02)
+
+
+def _since(before: float | None, now: float | None) -> float | None:
+    return None if before is None or now is None else now - before
+
+
+def _cpu_s(pid: int) -> float | None:
+    """Processor time of a process so far; None where nobody says."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() if pid else []
+        if fields:
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+def _idle_s() -> float | None:
+    """Time that cores had nothing to do so far, all together; None where nobody says."""
+    with contextlib.suppress(OSError):
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+# --- the engines -------------------------------------------------------------------------------------------------------
+
+
+class Tower(StubModels):
+    """Real ONNX, and a dense network beside it: what a tower costs, not what it is worth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = ((len(NAMES), WIDTH), (WIDTH, WIDTH), (WIDTH, 2))
+        self._layers = [self._rng.normal(0, 0.05, shape).astype(np.float32) for shape in shapes]
+
+    def score(self, features: NDArray[np.float32]) -> Scored:
+        """The linear scorer's logits; the network's are thrown away."""
+        for begin in range(0, len(features), CHUNK):
+            hidden = features[begin : begin + CHUNK]
+            for weight in self._layers:
+                hidden = np.maximum(hidden @ weight, 0)
+        return super().score(features)
+
+
+def main() -> None:
+    """Be one engine until stdin ends."""
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    work, stop = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        while os.read(0, 4096):  # not sys.stdin: its lock, held by this thread, would stop the interpreter's exit
+            work.set()
+        work.set()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    models = Tower()
+    _score(models, work)
+    _work(models, order, stop)
+
+
+def _score(models: Tower, until: threading.Event) -> None:
+    """Nothing but scoring."""
+    done, features = 0, np.random.default_rng(1).normal(size=(CHUNK, len(NAMES))).astype(np.float32)
+    while not until.is_set():
+        models.score(features)
+        done += 1
+        _say("scoring", done)
+
+
+def _work(models: Tower, order: Order, stop: threading.Event) -> None:
+    """The worker with the ranker's task, lists and all."""
+    task = RankerTask(order.settings, models)
+    task.shelf.catch_up()
+    task.batch_limit = LIVE_BATCH  # the first batch too, however slow the machine is (worker.py, PROCESS_LIMIT_S)
+    worker, said = Worker(order.settings, "ranker", task, order.instance), 0
+
+    def after_batch() -> None:
+        nonlocal said
+        if worker.processed > said:
+            said = worker.processed
+            _say("working", said)
+
+    worker.run(stop, after_batch)
+
+
+def _say(what: What, done: int) -> None:
+    said = Said(what, Mark(time.monotonic(), done, time.process_time()))
+    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
