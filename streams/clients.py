@@ -6,14 +6,16 @@ Any librdkafka key in `settings.kafka` is passed on, but for those on which exac
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import redis
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from recsys.errors import Misuse, Unavailable
 from streams.settings import Settings, Value, hide_secrets
+
+if TYPE_CHECKING:
+    import redis
 
 TRANSACTION_TIMEOUT_S = 15  # > 3 × the worst batch; the default of 60 s would hold every subscriber up for a minute
 SESSION_TIMEOUT_S = 10  # a killed member's partitions move after this; a restarted static member is back at once
@@ -140,8 +142,10 @@ def admin(settings: Settings, on_error: Callable[[KafkaError], None] = lambda er
     return _make(AdminClient, {**_options(settings, COMMON, {}), "error_cb": on_error, "log_level": 0})
 
 
-def redis_client(settings: Settings) -> redis.Redis:
+def redis_client(settings: Settings) -> "redis.Redis":
     """A client whose calls give up after 5 s."""
+    import redis  # .4 s, which no worker's start should pay
+
     if not settings.redis:
         raise Misuse("no Redis named: give --redis redis://host:6379, or run `slatecast up`")
     try:
@@ -167,8 +171,10 @@ def check_broker(settings: Settings, timeout_s: float = 5.0) -> AdminClient:
     return client
 
 
-def check_redis(settings: Settings) -> redis.Redis:
+def check_redis(settings: Settings) -> "redis.Redis":
     """A client of a Redis that answers. Raises Unavailable with the cause and the remedy."""
+    import redis
+
     client = redis_client(settings)
     try:
         client.ping()

@@ -21,7 +21,6 @@ import msgspec
 from models.serving import Models, NoModels, open_models
 from recsys.errors import Misuse, Unavailable
 from streams import clients
-from streams.materialiser import Materialiser
 from streams.ranker import RankerTask
 from streams.settings import Settings
 from streams.signals import SignalsTask
@@ -43,7 +42,8 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
     health = Health(role)
     server = serve(settings.metrics_port, health) if settings.metrics_port else None
     try:
-        clients.check_broker(settings)
+        if not await_broker(settings, health, stop):
+            return
         if role == "signals":
             Worker(settings, role, SignalsTask(settings), instance, health).run(stop)
         elif role == "ranker":
@@ -54,6 +54,8 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
             task.shelf.catch_up(health.beat)
             Worker(settings, role, task, instance, health).run(stop)
         elif role == "materialiser":
+            from streams.materialiser import Materialiser  # redis takes .4 s to import: not at each start of a worker
+
             Materialiser(settings, instance, health).run(stop)
         else:
             raise Misuse(f"no role {role!r}; there are {', '.join(ROLES)}")
@@ -61,6 +63,24 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
         if server is not None:
             server.shutdown()
             server.server_close()
+
+
+def await_broker(settings: Settings, health: Health, stop: threading.Event) -> bool:
+    """Ask until a broker answers, so that a role is back with it, not after the supervisor's pause. False if stopped."""
+    said = ""
+    while not stop.is_set():
+        health.beat()
+        try:
+            clients.check_broker(settings)
+        except Unavailable as error:
+            if str(error) != said:  # once per cause: an outage is no reason to fill a disk
+                log.warning("waiting: %s", error)
+            said = health.waiting_for = str(error)
+            stop.wait(0.2)
+        else:
+            health.waiting_for = "its start"
+            return True
+    return False
 
 
 def run_child() -> None:

@@ -9,7 +9,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import msgspec
 import pytest
@@ -21,7 +21,7 @@ from recsys.catalogue import Item
 from recsys.errors import Unavailable
 from recsys.events import Click
 from streams import clients, telemetry, topics
-from streams.roles import ROLES, Supervisor, run_role
+from streams.roles import ROLES, Supervisor, await_broker, run_role
 from streams.settings import Settings
 from streams.telemetry import LIVE_S, Health, serve
 
@@ -304,3 +304,15 @@ def test_without_a_port_nothing_listens(settings: Settings, monkeypatch: pytest.
     stop = Event()
     stop.set()
     run_role(settings, "materialiser", "0", stop)
+
+
+def test_a_role_that_starts_in_an_outage_waits_for_its_broker_and_says_so(wait_for: Wait) -> None:
+    nobody, health, stop = Settings(bootstrap="127.0.0.1:9"), Health("ranker"), Event()
+    found = list[bool]()
+    waiting = Thread(target=lambda: found.append(await_broker(nobody, health, stop)))
+    waiting.start()
+    wait_for(lambda: health.ready()[1]["waiting_for"].startswith("no Kafka answers at 127.0.0.1:9"))
+    assert health.live()[0]
+    stop.set()
+    waiting.join(30)
+    assert found == [False]

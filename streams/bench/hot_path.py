@@ -4,10 +4,8 @@ Three engines in turn, several rounds, each alone on one core while the broker h
 Then the same with lists of 200 candidates, and how long an event waits for its list at half of that load.
 """
 
-import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,14 +16,14 @@ from recsys.catalogue import Item, encode_item, item_ref
 from recsys.events import Cart, Click, Event, Purchase, View, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply
 from recsys.signals import Signal, Tally, absorb
-from streams import clients, topics
+from streams import clients
 from streams.bench.engines import Measured, Run
+from streams.bench.ground import ask, command, environ, ground, produce
 from streams.settings import Settings
 from streams.watching import poll_slates
 
 USERS, ITEMS = 2000, 5000
 EVENTS = {"ours": 100_000, "bare": 100_000, "faust": 20_000, "scoring": 6_000}
-ENGINE_LIMIT_S = 300
 LATENCY_S = 15.0
 
 
@@ -57,15 +55,14 @@ def compare(settings: Settings, rounds: int, tell: Callable[[str], None]) -> dic
     for number in range(rounds):
         for engine, measured in rates.items():
             tell(f"round {number + 1} of {rounds}: {engine}")
-            own = msgspec.structs.replace(settings, prefix=f"bench-{os.getpid()}-{number}-{engine}.")
-            measured.append(_measure(own, engine).events_per_s)
+            with ground(settings, f"{number}-{engine}") as own:
+                measured.append(_measure(own, engine).events_per_s)
     tell("lists of 200 candidates")
-    own = msgspec.structs.replace(settings, prefix=f"bench-{os.getpid()}-scoring.")
-    scoring = _measure(own, "scoring")
+    with ground(settings, "scoring") as own:
+        scoring = _measure(own, "scoring")
     tell("waiting for lists at half of that load")
-    waits_ms = _latency(
-        msgspec.structs.replace(settings, prefix=f"bench-{os.getpid()}-wait."), scoring.events_per_s / 2
-    )
+    with ground(settings, "wait") as own:
+        waits_ms = _latency(own, scoring.events_per_s / 2)
     middle = {engine: statistics.median(values) for engine, values in rates.items()}
     return {
         "ratio_faust": middle["ours"] / middle["faust"],
@@ -81,34 +78,24 @@ def compare(settings: Settings, rounds: int, tell: Callable[[str], None]) -> dic
 
 
 def _measure(settings: Settings, engine: str) -> Measured:
-    """Topics of its own, the same events, one engine alone."""
-    topics.apply(clients.check_broker(settings), settings)
+    """The same events, one engine alone."""
     if engine == "scoring":
         _stock(settings)
     events = make_events(EVENTS[engine], 1, time.time_ns() // 1_000_000)
-    _produce(settings, "events", [(event.user, encode_event(event)) for event in events])
+    produce(settings, "events", [(event.user, encode_event(event)) for event in events])
     module = "streams.bench.faust_peer" if engine == "faust" else "streams.bench.engines"
-    run = Run(engine, settings, len(events))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", module],
-        input=msgspec.json.encode(run) + b"\n",
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        timeout=ENGINE_LIMIT_S,
-        check=True,
-    )
-    answer = next(line for line in done.stdout.splitlines() if line.startswith(b"{"))  # Faust draws on stdout too
-    return msgspec.json.decode(answer, type=Measured)
+    return ask(module, Run(engine, settings, len(events)), Measured)
 
 
 def _latency(settings: Settings, rate: float) -> list[float]:
     """Milliseconds from produce to a list that a read_committed subscriber has, at a steady rate of events."""
-    topics.apply(clients.check_broker(settings), settings)
     _stock(settings)
     count = int(rate * LATENCY_S)
     run = Run("scoring", settings, count)
-    command = [sys.executable, "-P", "-m", "streams.bench.engines"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    engine = subprocess.Popen(
+        command("streams.bench.engines"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environ()
+    )
+    with engine as process:
         try:
             assert process.stdin is not None  # noqa: S101 - it was opened as a pipe
             process.stdin.write(msgspec.json.encode(run) + b"\n")
@@ -154,7 +141,7 @@ def _watch(settings: Settings, count: int, rate: float) -> list[float]:
 
 def _stock(settings: Settings) -> None:
     """The catalogue, and the signals of 50,000 earlier events: without neighbours there would be few candidates."""
-    _produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
+    produce(settings, "items", [(item.item, encode_item(item)) for item in make_items()])
     tally, profiles = Tally(), dict[str, Profile]()
     for event in make_events(50_000, 3, time.time_ns() // 1_000_000):
         before = profiles.get(event.user, EMPTY)
@@ -165,17 +152,4 @@ def _stock(settings: Settings) -> None:
     for key, inc in tally.increments():
         item = key if isinstance(key, str) else name_of[key]
         signals[item] = absorb(signals.get(item, Signal()), inc)
-    _produce(settings, "signals", [(item, msgspec.msgpack.encode(signal)) for item, signal in signals.items()])
-
-
-def _produce(settings: Settings, topic: str, pairs: list[tuple[str, bytes]]) -> None:
-    producer = clients.producer(settings)
-    for key, value in pairs:
-        while True:
-            try:
-                producer.produce(settings.prefix + topic, value, key.encode())
-            except BufferError:
-                producer.poll(0.1)
-            else:
-                break
-    producer.flush(60)
+    produce(settings, "signals", [(item, msgspec.msgpack.encode(signal)) for item, signal in signals.items()])
