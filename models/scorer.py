@@ -57,6 +57,10 @@ class Network:
                 hidden = hidden / (1 + np.exp(-np.clip(hidden, -80, None)))
         return np.asarray(logits + hidden if self.deep else logits, np.float32)
 
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The linear part, by name, as it is kept beside the graph."""
+        return {"weight": self.weight, "bias": self.bias, "mean": self.mean, "std": self.std}
+
     def save(self, path: Path) -> None:
         """Write the graph. Raises ModelRejected, and writes nothing, if it does not agree with `score`."""
         graph = self._graph()

@@ -3,7 +3,6 @@
 Imports neither torch nor transformers. Called by the ranker and by `slatecast evaluate`.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,15 +12,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from models.item_files import load_item_models
+from models.ladder import Ladder
 from models.registry import Release, open_release
-from models.scorer import OnnxScorer, feature_width
 from models.text_tower import TextTower
 from models.whitening import Whitening
 from recsys.features import NAMES
 from recsys.item_models import ItemModels
-from recsys.pipeline import Scored
-
-log = logging.getLogger(__name__)
+from recsys.scoring import Ask, Scored, Trail
 
 
 class Models(Protocol):
@@ -32,8 +29,8 @@ class Models(Protocol):
     dim: int  # of text vectors; 0: there is no text tower
     item_models: ItemModels
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
-        """Logits of stacked candidates; never raises, never NaN: what went wrong is in the answer."""
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
+        """Logits of the lists' candidates; never raises, never NaN: what went wrong is in the answer."""
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -53,7 +50,7 @@ class NoModels:
     dim = 0
     item_models = ItemModels()
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
         """No logits."""
         return Scored(None, "rank_fusion", "no release: run `slatecast train`")
 
@@ -67,12 +64,12 @@ class NoModels:
 
 
 class ReleaseModels:
-    """A release at work. A scorer that fails answers None with the reason: the list is then made by rank fusion."""
+    """A release at work."""
 
     def __init__(self, release: Release) -> None:
         folder = release.folder
         self.release = release.id
-        self._scorer = OnnxScorer(folder / "scorer.onnx", feature_width(release.manifest.features, NAMES))
+        self._ladder = Ladder(folder, release.manifest.features)
         self.item_models = load_item_models(folder)
         self._tower = TextTower(folder / "text")
         cached = load_file(folder / "vectors.safetensors")
@@ -81,21 +78,11 @@ class ReleaseModels:
         whitening = load_file(folder / "whitening.safetensors")
         self._whitening = Whitening(whitening["mean"], whitening["matrix"])
         self.dim = self._whitening.matrix.shape[1]
-        self.provider = self._scorer.provider
-        self._said: set[str] = set()
+        self.provider = self._ladder.provider
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
-        """Logits, or the reason why there are none."""
-        try:
-            return Scored(self._scorer.score(features), "network_onnx")
-        except (
-            Exception
-        ) as error:  # ONNX Runtime's errors have no common type; the slate names it, the log says it once
-            reason = f"{type(error).__name__}: {str(error)[:120]}"
-            if reason not in self._said:
-                self._said.add(reason)
-                log.error("the scorer failed, lists are made by rank fusion: %s", reason)
-            return Scored(None, "rank_fusion", reason)
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
+        """By the best scorer that answers."""
+        return self._ladder.score(asks, vectors)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The release's tower, then its whitening."""
@@ -112,6 +99,8 @@ def open_models(folder: Path) -> Models:
     models = ReleaseModels(open_release(folder))
     # A first inference may take seconds (memory, CUDA's kernels): no event waits for it, and no watchdog takes it for
     # a record that hangs.
-    models.score(np.zeros((1, len(NAMES)), np.float32))
+    trail = Trail(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 2), np.float32))
+    ask = Ask(np.zeros(8, np.int64), np.zeros((8, len(NAMES)), np.float32), trail)
+    models.score([ask], np.zeros((2, models.dim), np.float32))
     models.embed(["warm up"])
     return models

@@ -10,21 +10,26 @@ Called by the command line and by evaluation (which judges it at past moments).
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from models.examples import WEEK_S, Lists, join, make_lists
 from models.history import History
 from models.item_files import save_item_models
 from models.item_models import fit_item_models
 from models.item_vectors import build_text
+from models.losses import listwise
 from models.registry import Manifest, Release, publish, releases_folder
 from models.scorer import HEADS, Network
+from models.sequence_export import save_sequence
+from models.sequence_net import SequenceNet
+from models.sequence_training import fit_sequence, score_lists
+from models.train_settings import Step, TrainSettings
 from models.world import World
 from recsys.candidates import default_sources
 from recsys.catalogue import item_text
@@ -33,27 +38,6 @@ from recsys.features import NAMES
 from recsys.metrics import ndcg_at_k
 from recsys.policy import Policy
 from recsys.signals import DAY_S
-
-Step = Callable[[str, int, int], None]  # (what, done, of)
-
-
-class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may be turned. Reasons beside the numbers; chosen on an origin before the ones that are reported."""
-
-    cuts: int = 8  # weekly; more cuts help new items (+3 to 5 % from 4–9 to 8–20), and cost their time
-    per_cut: int = 1000  # lists a cut: beyond that the weights no longer move
-    epochs: int = 4
-    learning_rate: float = 3e-3
-    weight_decay: float = 5e-2
-    hidden: tuple[int, ...] = (64, 32)  # of the network beside the linear part; () for none
-    dropout: float = 0.3
-    batch: int = 64  # lists
-    dim: int = 384  # of the whitened vectors: worth rises up to all 384 of MiniLM
-    warm_up_days: int = 56  # of history before the first cut: one half-life of the slow signals
-    items: int = 6000  # in item models, those with most buyers: time grows with the cube
-    penalty: float = 300.0  # λ of item models; 1000 is as good
-    refit_days: int = 14  # item models are fitted anew for lists of past weeks this far apart
-    seed: int = 0
 
 
 def train(
@@ -67,18 +51,38 @@ def train(
     end_s = int(history.ts_s[-1]) + 1
     learner = Learner(history, side.vectors, settings, step)
     learner.live_until(end_s)
-    metrics = judge(learner.fit(hold_out=1), learner.newest)
+    metrics = judge(learner.fit(hold_out=1), learner.newest, side.vectors)
     releases_folder(home).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="draft-", dir=releases_folder(home)) as scratch:
         draft = Path(scratch) / "release"
         draft.mkdir()
         side.save(draft)
-        learner.fit().save(draft / "scorer.onnx")
+        learner.fit().save(draft)
         save_item_models(learner.world.shop.item_models, draft)
         manifest = Manifest(
             created_ts_ms=now_ms, data=data, data_until_ts_ms=end_s * 1000, features=NAMES, metrics=metrics, files={}
         )
         return publish(home, draft, manifest)
+
+
+class Fitted(msgspec.Struct, frozen=True):
+    """What was learned of ranking: the features' network, a linear one for when it fails, and the tower, or none."""
+
+    network: Network
+    linear: Network
+    net: SequenceNet | None
+
+    def score(self, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of lists, (N, 2), by NumPy and torch: for judging before an export."""
+        logits = self.network.score(lists.features)
+        return logits if self.net is None else logits + score_lists(self.net, lists, vectors)
+
+    def save(self, draft: Path) -> None:
+        """Write the scorers of a release into a folder; see `ladder.py`."""
+        self.network.save(draft / "scorer.onnx")
+        save_file(self.linear.arrays(), draft / "linear.safetensors")
+        if self.net is not None:
+            save_sequence(self.net, draft / "sequence")
 
 
 class Learner:
@@ -88,7 +92,7 @@ class Learner:
     """
 
     def __init__(self, history: History, vectors: NDArray[np.float32], settings: TrainSettings, step: Step) -> None:
-        self.world = World(history, vectors)
+        self.world, self.vectors = World(history, vectors), vectors
         self.policy = Policy()
         self.sources = default_sources(self.policy)
         self._settings, self._step = settings, step
@@ -133,9 +137,15 @@ class Learner:
         """The lists of the last cut."""
         return self._weeks[-1]
 
-    def fit(self, hold_out: int = 0) -> Network:
-        """The scorer of all weeks but the newest `hold_out`. Deterministic for a seed."""
-        return fit(join(self._weeks[: len(self._weeks) - hold_out]), self._settings, self._step)
+    def fit(self, hold_out: int = 0) -> Fitted:
+        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed."""
+        lists, settings = join(self._weeks[: len(self._weeks) - hold_out]), self._settings
+        linear = fit(lists, msgspec.structs.replace(settings, hidden=()), self._step)
+        network = fit(lists, settings, self._step) if settings.hidden else linear
+        net = None
+        if settings.tower_width and self.vectors.shape[1]:
+            net = fit_sequence(lists, network.score(lists.features), self.vectors, settings, self._step)
+        return Fitted(network, linear, net)
 
 
 def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
@@ -163,8 +173,8 @@ def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
         logits, fresh = linear(scaled[rows]), unseen[rows]
         if len(deep):
             logits = logits + deep(scaled[rows])
-        loss = _listwise(logits[:, 0], bought[rows], of_list)
-        loss = loss + _listwise(logits[fresh, 1], bought[rows][fresh], of_list[fresh])
+        loss = listwise(logits[:, 0], bought[rows], of_list)
+        loss = loss + listwise(logits[fresh, 1], bought[rows][fresh], of_list[fresh])
         optimiser.zero_grad()
         (loss / len(batch)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -188,24 +198,11 @@ def _arrays(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.flo
     return layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()
 
 
-def _listwise(logits: torch.Tensor, bought: torch.Tensor, of_list: torch.Tensor) -> torch.Tensor:
-    """Sum over lists of -mean over the bought of log softmax; lists without a purchase say nothing.
-
-    logits: (N,); bought: (N,) bool; of_list: (N,) int64, the number of each row's list.
-    """
-    count = int(of_list[-1]) + 1 if len(of_list) else 0
-    largest = torch.full((count,), -torch.inf).scatter_reduce(0, of_list, logits.detach(), "amax")
-    total = torch.zeros(count).index_add(0, of_list, torch.exp(logits - largest[of_list]))
-    share = logits - largest[of_list] - torch.log(total)[of_list]
-    hits = torch.zeros(count).index_add(0, of_list[bought], torch.ones(int(bought.sum())))
-    sums = torch.zeros(count).index_add(0, of_list[bought], share[bought])
-    return -(sums / hits.clamp(min=1)).sum()
-
-
-def judge(scorer: Network, lists: Lists) -> dict[str, float]:
+def judge(fitted: Fitted, lists: Lists, vectors: NDArray[np.float32]) -> dict[str, float]:
     """NDCG@10 within each list's candidates, ours and by own frequency: whether it is worth serving."""
     scores = {
-        "ndcg_at_10": scorer.score(lists.features)[:, HEADS.index("all")],
+        "ndcg_at_10": fitted.score(lists, vectors)[:, HEADS.index("all")],
+        "ndcg_at_10_without_tower": fitted.network.score(lists.features)[:, HEADS.index("all")],
         "ndcg_at_10_own_frequency": lists.features[:, NAMES.index("own_120d")],
     }
     found: dict[str, list[float]] = {name: [] for name in scores}

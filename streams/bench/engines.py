@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from models.scorer import Network, OnnxScorer
 from recsys.features import NAMES
 from recsys.item_models import ItemModels
-from recsys.pipeline import Scored
 from recsys.profiles import ID_WIDTH, KEEP_IDS, KEEP_TOUCHES
+from recsys.scoring import Ask, Scored
 from streams import clients
 from streams.ranker import BULK_BATCH, RankerTask
 from streams.settings import Settings
@@ -167,8 +167,9 @@ class StubModels:
             Network(weight, np.zeros(2, np.float32), 0 * ones, ones).save(path)
             self._scorer = OnnxScorer(path, len(NAMES))
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
         """Real ONNX, random weights."""
+        features = np.concatenate([ask.features for ask in asks])
         self.rows += len(features)
         return Scored(self._scorer.score(features), "network_onnx")
 
