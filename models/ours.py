@@ -35,7 +35,7 @@ class Ours:
     def __init__(
         self, history: History, vectors: NDArray[np.float32], policy: Policy, settings: TrainSettings, step: Step
     ) -> None:
-        self._learner = Learner(history, vectors, settings, step)
+        self._learner = Learner(history, vectors, settings, step, policy)
         self._policy, self._at_s = policy, -1
 
     def rank(self, origin: Origin, task: Task, k: int) -> NDArray[np.int64]:

@@ -25,11 +25,12 @@ class NetShape(msgspec.Struct, frozen=True):
     width: int = 64
     layers: int = 2
     heads: int = 4
+    hidden: tuple[int, ...] = (64, 32)  # of the network of the features alone, beside the tower
     outputs: int = 2
 
 
 class SequenceNet(nn.Module):
-    """Logits to add to those of the features: (B, N, outputs).
+    """Logits (B, N, outputs): a linear part and a small network of the features, and what the trail adds.
 
     features: (B, N, F) float32; candidates: (B, N) int64 and trail: (B, H) int64, rows of vectors, -1 where there is
     none; actions: (B, H) int64 in 0..3; marks: (B, H, 2) float32; vectors: (M, D) float32.
@@ -46,9 +47,12 @@ class SequenceNet(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(shape, dropout) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
+        self.skip, self.deep = nn.Linear(shape.features, shape.outputs), features_network(shape, dropout)
         self.head = nn.Linear(shape.width, shape.outputs)
-        nn.init.zeros_(self.head.weight)  # it begins by adding nothing
-        nn.init.zeros_(self.head.bias)
+        for last in (self.skip, self.deep[-1], self.head):  # a list begins with all its candidates equal
+            assert isinstance(last, nn.Linear)  # noqa: S101 - for the type checker
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(
         self,
@@ -69,8 +73,18 @@ class SequenceNet(nn.Module):
         hidden = torch.where(trail < 0, MASKED, 0.0)[:, None, None, :]
         for layer in self.layers:
             tokens = layer(tokens, hidden, h)
-        logits: torch.Tensor = self.head(self.norm(tokens[:, h:]))
+        logits: torch.Tensor = self.skip(scaled) + self.deep(scaled) + self.head(self.norm(tokens[:, h:]))
         return logits
+
+
+def features_network(shape: NetShape, dropout: float) -> nn.Sequential:
+    """The same as `Network` has beside its linear part."""
+    layers: list[nn.Module] = []
+    width = shape.features
+    for size in shape.hidden:
+        layers += [nn.Linear(width, size), nn.SiLU(), nn.Dropout(dropout)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, shape.outputs))
 
 
 class Layer(nn.Module):

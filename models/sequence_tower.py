@@ -1,7 +1,7 @@
 """The sequence tower at work: lists to logits by ONNX, all users of a micro-batch in one call.
 
-Imports no torch. What it is: sequence_net.py; it adds to what the features alone say (`Network`), so a ranker without
-it still ranks. Called by serving.py and by the benchmark.
+Imports no torch. What it is: sequence_net.py; its logits are averaged with those of the
+features' network, so a ranker without it still ranks. Called by serving.py and by the benchmark.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class SequenceTower:
             raise ModelRejected(f"{model if isinstance(model, Path) else 'the graph'} is no sequence tower: {names}")
 
     def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits to add, (N, 2) float32, lists stacked in their order. vectors: (M, D) of the catalogue.
+        """Logits, (N, 2) float32, lists stacked in their order. vectors: (M, D) of the catalogue.
 
         Raises ModelRejected if a logit is not finite.
         """

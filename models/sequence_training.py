@@ -1,4 +1,4 @@
-"""Fits the sequence tower on training lists: what it adds to the logits of the features, which stay as they are.
+"""Fits the sequence tower on training lists, beside the features' network and with the same loss.
 
 Called by training.py after the features' network is fitted; only there, and in sequence_export.py, is torch loaded.
 """
@@ -26,11 +26,17 @@ def fit_sequence(
     settings: TrainSettings,
     step: Callable[[str, int, int], None],
 ) -> SequenceNet:
-    """A tower for these lists. base: (N, 2), the features' logits. 2–4 minutes for 8,000 lists on one core."""
+    """A tower for these lists. base: (N, 2), the features' logits, by which the first candidates are chosen. 2–4 minutes for 8,000 lists on one core."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     mean, std = lists.features.mean(axis=0), np.maximum(lists.features.std(axis=0), 1e-6)
-    shape = NetShape(features=len(mean), dim=vectors.shape[1], width=settings.tower_width, layers=settings.tower_layers)
+    shape = NetShape(
+        features=len(mean),
+        dim=vectors.shape[1],
+        width=settings.tower_width,
+        layers=settings.tower_layers,
+        hidden=settings.hidden,
+    )
     net = SequenceNet(shape, torch.from_numpy(mean).float(), torch.from_numpy(std).float(), settings.tower_dropout)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.tower_rate, weight_decay=settings.weight_decay)
     count, size = len(lists.ends), settings.tower_batch
@@ -44,13 +50,13 @@ def fit_sequence(
         rows, weight = _draw(lists, base, batch, rng)
         there = torch.from_numpy(rows >= 0)
         at = rows.clip(min=0)
-        added = net(
+        scored = net(
             torch.from_numpy(lists.features[at]),
             torch.from_numpy(np.where(rows >= 0, lists.rows[at], -1)),
             *(torch.from_numpy(lists.trails[name][batch]) for name in ("trail", "actions", "marks")),
             table,
         )
-        logits = (added + torch.from_numpy(base[at] + weight[..., None]))[there]
+        logits = (scored + torch.from_numpy(weight[..., None]))[there]
         of_list = torch.arange(len(batch))[:, None].expand(there.shape)[there]
         bought, fresh = torch.from_numpy(lists.bought[at])[there], torch.from_numpy(~lists.seen[at])[there]
         loss = listwise(logits[:, 0], bought, of_list)
@@ -89,14 +95,14 @@ def _draw(
 
 
 def score_lists(net: SequenceNet, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the tower adds to each row of some lists, (N, 2); in torch, for judging before an export."""
-    added = np.zeros((len(lists.rows), net.shape.outputs), np.float32)
+    """The tower's logits of each row of some lists, (N, 2); in torch, for judging before an export."""
+    logits = np.zeros((len(lists.rows), net.shape.outputs), np.float32)
     table, start = torch.from_numpy(vectors), 0
     with torch.no_grad():
         for at, end in enumerate(lists.ends.tolist()):
             one = slice(start, end)
             trail = (torch.from_numpy(lists.trails[name][at : at + 1]) for name in ("trail", "actions", "marks"))
             inputs = (torch.from_numpy(lists.features[one][None]), torch.from_numpy(lists.rows[one][None]))
-            added[one] = net(*inputs, *trail, table)[0].numpy()
+            logits[one] = net(*inputs, *trail, table)[0].numpy()
             start = end
-    return added
+    return logits

@@ -26,7 +26,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     items: int = 6000  # in item models, those with most buyers: time grows with the cube
     penalty: float = 300.0  # λ of item models; 1000 is as good
     refit_days: int = 14  # item models are fitted anew for lists of past weeks this far apart
-    tower_width: int = 64  # of the sequence tower's tokens; 0 for no tower
+    # Of the sequence tower's tokens; 0 for none: at the tuning origin it gains nothing and takes 3 ms a list
+    # (docs/experiments.md). 64 is what `bench scorer` times.
+    tower_width: int = 0
     tower_layers: int = 2
     tower_epochs: int = 3
     tower_batch: int = 32  # lists

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from models.examples import WEEK_S, Lists, join, make_lists
+from models.examples import OPEN, WEEK_S, Lists, join, make_lists
 from models.history import History
 from models.item_files import save_item_models
 from models.item_models import fit_item_models
@@ -75,7 +75,9 @@ class Fitted(msgspec.Struct, frozen=True):
     def score(self, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of lists, (N, 2), by NumPy and torch: for judging before an export."""
         logits = self.network.score(lists.features)
-        return logits if self.net is None else logits + score_lists(self.net, lists, vectors)
+        if self.net is None:
+            return logits
+        return np.asarray((logits + score_lists(self.net, lists, vectors)) / 2, np.float32)
 
     def save(self, draft: Path) -> None:
         """Write the scorers of a release into a folder; see `ladder.py`."""
@@ -91,9 +93,17 @@ class Learner:
     Called moment after moment (as evaluation does), it replays every event once.
     """
 
-    def __init__(self, history: History, vectors: NDArray[np.float32], settings: TrainSettings, step: Step) -> None:
+    def __init__(
+        self,
+        history: History,
+        vectors: NDArray[np.float32],
+        settings: TrainSettings,
+        step: Step,
+        policy: Policy = OPEN,
+    ) -> None:
+        """policy: of how many candidates, from which sources, a list is made."""
         self.world, self.vectors = World(history, vectors), vectors
-        self.policy = Policy()
+        self.policy = policy
         self.sources = default_sources(self.policy)
         self._settings, self._step = settings, step
         self._rng = np.random.default_rng(settings.seed)
