@@ -7,20 +7,23 @@ negatives is needed (forgetting it costs half of the accuracy on new items: docs
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.history import History
+from models.sequence_tower import pad_trails
 from models.world import World
-from recsys.candidates import Candidates, Source, gather
+from recsys.candidates import Source, gather
 from recsys.context import see
 from recsys.features import NAMES, compute_features
 from recsys.filters import filter_candidates
 from recsys.fusion import cut
 from recsys.policy import Policy
 from recsys.profiles import PURCHASE
+from recsys.scoring import Ask, trail_of
 from recsys.signals import DAY_S
 
 WEEK_S = 7 * DAY_S
@@ -30,14 +33,16 @@ OPEN = Policy(cooldown_h=0, fatigue_shown=0)
 
 
 class Lists(msgspec.Struct, frozen=True):
-    """Training lists, stacked. features: (N, F) float32; bought: (N,) bool; seen: (N,) bool, bought before the cut;
-    ends: (L,) int64, where each list ends.
+    """Training lists, stacked. rows: (N,) int64, the candidates; features: (N, F) float32; bought: (N,) bool;
+    seen: (N,) bool, bought before the cut; ends: (L,) int64, where each list ends; trails: see `pad_trails`, a row a list.
     """
 
+    rows: NDArray[np.int64]
     features: NDArray[np.float32]
     bought: NDArray[np.bool_]
     seen: NDArray[np.bool_]
     ends: NDArray[np.int64]
+    trails: dict[str, NDArray[Any]]
 
 
 def next_sessions(history: History, at_s: int, until_s: int) -> dict[int, NDArray[np.int64]]:
@@ -58,13 +63,11 @@ def next_sessions(history: History, at_s: int, until_s: int) -> dict[int, NDArra
     return found
 
 
-def candidates_of(
-    world: World, user: int, sources: Sequence[Source], policy: Policy
-) -> tuple[Candidates, NDArray[np.float32]]:
-    """One user's candidates and their features at this moment."""
+def ask_of(world: World, user: int, sources: Sequence[Source], policy: Policy) -> Ask:
+    """One user's candidates, their features and the user's trail at this moment."""
     context = see(world.request(user), world.shop)
     found = cut(filter_candidates(context, gather(context, sources, policy.per_source), OPEN).candidates, policy)
-    return found, compute_features(context, found)
+    return Ask(found.rows, compute_features(context, found), trail_of(context))
 
 
 def make_lists(
@@ -83,33 +86,45 @@ def make_lists(
     world.advance(cut_s)
     labels = next_sessions(world.history, cut_s, until_s)
     users = np.array(sorted(user for user in labels if user in world.profiles), np.int64)
-    features, bought, seen, lengths = [], [], [], []
+    asks, bought = [], []
     for user in rng.permutation(users)[:per_cut].tolist():
-        found, rows = candidates_of(world, user, sources, policy)
-        hit = np.isin(found.rows, labels[user])
+        ask = ask_of(world, user, sources, policy)
+        hit = np.isin(ask.rows, labels[user])
         if hit.any():  # a list without a purchase says nothing about their order
-            features.append(rows)
+            asks.append(ask)
             bought.append(hit)
-            seen.append(rows[:, OWN_SEEN] > 0)
-            lengths.append(len(hit))
-    if not lengths:
+    if not asks:
         return EMPTY
-    ends = np.cumsum(np.array(lengths, np.int64))
-    return Lists(np.concatenate(features), np.concatenate(bought), np.concatenate(seen), ends)
+    features = np.concatenate([ask.features for ask in asks])
+    return Lists(
+        np.concatenate([ask.rows for ask in asks]),
+        features,
+        np.concatenate(bought),
+        features[:, OWN_SEEN] > 0,
+        np.cumsum([len(ask.rows) for ask in asks]),
+        pad_trails([ask.trail for ask in asks]),
+    )
 
 
 def join(parts: Sequence[Lists]) -> Lists:
     """All of them, one after the other."""
     before = np.cumsum([0, *(part.ends[-1] for part in parts)])[:-1]
     return Lists(
+        np.concatenate([part.rows for part in parts]),
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.bought for part in parts]),
         np.concatenate([part.seen for part in parts]),
         np.concatenate([part.ends + start for part, start in zip(parts, before, strict=True)]),
+        {name: np.concatenate([part.trails[name] for part in parts]) for name in EMPTY.trails},
     )
 
 
 OWN_SEEN = NAMES.index("own_seen")
 EMPTY = Lists(
-    np.empty((0, len(NAMES)), np.float32), np.empty(0, np.bool_), np.empty(0, np.bool_), np.empty(0, np.int64)
+    np.empty(0, np.int64),
+    np.empty((0, len(NAMES)), np.float32),
+    np.empty(0, np.bool_),
+    np.empty(0, np.bool_),
+    np.empty(0, np.int64),
+    pad_trails([]),
 )

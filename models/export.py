@@ -149,20 +149,33 @@ def pooled(model: "PreTrainedModel") -> "torch.nn.Module":
 
 
 def write_graph(tower: "torch.nn.Module", path: Path, vocabulary: int) -> None:
-    """Export to one file, number and length of texts left open. Deterministic."""
+    """Export to one file, number and length of texts left open."""
     import torch
 
     batch, width = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("width", min=2, max=MAX_TOKENS)
+    shapes = {"ids": {0: batch, 1: width}, "mask": {0: batch, 1: width}}
+    export_graph(tower, path, _example(vocabulary), shapes, "vectors")
+
+
+def export_graph(
+    module: "torch.nn.Module", path: Path, example: "tuple[torch.Tensor, ...]", shapes: dict[str, Any], output: str
+) -> None:
+    """Write a module as one ONNX file. shapes: input name -> its open axes, in the order of the inputs. Deterministic.
+
+    example: distinct tensors, since the exporter takes the same object for the same input and says nothing.
+    """
+    import torch
+
     program = torch.onnx.export(
-        tower,
-        _example(vocabulary),
-        input_names=["ids", "mask"],
-        output_names=["vectors"],
+        module,
+        example,
+        input_names=list(shapes),
+        output_names=[output],
         opset_version=OPSET,
         dynamo=True,
         external_data=False,
         verbose=False,
-        dynamic_shapes={"ids": {0: batch, 1: width}, "mask": {0: batch, 1: width}},
+        dynamic_shapes=shapes,
     )
     if program is None:
         raise ModelRejected("torch.onnx.export gave no graph; is this the version of torch in requirements.lock?")

@@ -5,15 +5,24 @@ up to it. Nothing else differs from serving, except that only the origin's catal
 also leaves out purchases older than a profile remembers.
 """
 
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.history import History
+from models.ladder import Ladder
 from models.origins import Origin, Task
-from models.training import Learner, Step, TrainSettings
-from recsys.pipeline import Scored, recommend
+from models.train_settings import Step, TrainSettings
+from models.training import Learner
+from recsys.errors import ModelRejected
+from recsys.features import NAMES
+from recsys.pipeline import recommend
 from recsys.policy import Policy
+from recsys.scoring import Ask, Scored
 
 BATCH = 64  # users a call, as a busy ranker would
 
@@ -26,7 +35,7 @@ class Ours:
     def __init__(
         self, history: History, vectors: NDArray[np.float32], policy: Policy, settings: TrainSettings, step: Step
     ) -> None:
-        self._learner = Learner(history, vectors, settings, step)
+        self._learner = Learner(history, vectors, settings, step, policy)
         self._policy, self._at_s = policy, -1
 
     def rank(self, origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
@@ -34,7 +43,10 @@ class Ours:
         world, catalogue = self._learner.world, self._learner.world.shop.catalogue
         if origin.at_s != self._at_s:
             self._learner.live_until(origin.at_s)
-            self._linear, self._at_s = self._learner.fit(), origin.at_s
+            self._at_s = origin.at_s
+            with tempfile.TemporaryDirectory() as folder:
+                self._learner.fit().save(Path(folder))
+                self._ladder = Ladder(Path(folder), NAMES)
         allowed = np.zeros(len(catalogue.available), np.bool_)
         allowed[origin.rows] = True
         known, catalogue.available = catalogue.available, allowed
@@ -53,5 +65,8 @@ class Ours:
         catalogue.available = known
         return lists
 
-    def _score(self, features: NDArray[np.float32]) -> Scored:
-        return Scored(self._linear.score(features), "linear")
+    def _score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
+        scored = self._ladder.score(asks, vectors)
+        if scored.degraded_reason:
+            raise ModelRejected(f"a lesser scorer would be judged: {scored.degraded_reason}")
+        return scored

@@ -1,7 +1,7 @@
-"""Features of candidates to logits, by ONNX: the first scorer is linear, two heads.
+"""Features of candidates to logits, by ONNX: a linear part and a small network beside it, two heads.
 
-The graph is clip((x - mean) / std, ±5) @ W + b. It is built here node by node: five nodes need no exporter. The
-tower that will replace it stands behind the same door. `Linear` is written by training, `OnnxScorer` serves.
+The graph is built here node by node: a dozen nodes need no exporter. `Network` is written by training, `OnnxScorer`
+serves.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,13 @@ PARITY = 1e-5  # of the largest logit that the weights allow; float32 sums of 29
 PARITY_ROWS = (1, 7, 200, 333)
 
 
-class Linear:
-    """Weights as arrays. weight: (F, 2); bias: (2,); mean, std: (F,); float32, finite, std > 0 (1 where constant)."""
+class Network:
+    """A scorer's weights as arrays, float32 and finite: linear, plus a small network if it has hidden layers.
+
+    logits = x @ weight + bias (+ silu(… silu(x @ W1 + b1) …) @ Wn + bn), x = clip((features - mean) / std, ±5)
+    weight: (F, 2); bias: (2,); mean, std: (F,), std > 0 (1 where constant); deep: (in, out) and (out,) of each layer,
+    the last to 2.
+    """
 
     def __init__(
         self,
@@ -32,36 +37,54 @@ class Linear:
         bias: NDArray[np.float32],
         mean: NDArray[np.float32],
         std: NDArray[np.float32],
+        deep: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]] = (),
     ) -> None:
-        if not all(np.isfinite(array).all() for array in (weight, bias, mean, std)):
+        arrays = [weight, bias, mean, std, *(array for layer in deep for array in layer)]
+        if not all(np.isfinite(array).all() for array in arrays):
             raise ModelRejected("training ended in weights that are not finite; lower its learning rate")
         if not (std > 0).all():
             raise ValueError(f"std of feature {int(np.argmin(std))} is not above zero; give a constant feature 1")
-        self.weight, self.bias, self.mean, self.std = weight, bias, mean, std
+        self.weight, self.bias, self.mean, self.std, self.deep = weight, bias, mean, std, list(deep)
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, F) to (N, 2) in NumPy: the reference for the graph."""
         scaled = np.clip((features - self.mean) / self.std, -CLIP, CLIP)
-        logits: NDArray[np.float32] = np.asarray(scaled @ self.weight + self.bias, np.float32)
-        return logits
+        logits = scaled @ self.weight + self.bias
+        hidden = scaled
+        for at, (weight, bias) in enumerate(self.deep):
+            hidden = hidden @ weight + bias
+            if at < len(self.deep) - 1:
+                hidden = hidden / (1 + np.exp(-np.clip(hidden, -80, None)))
+        return np.asarray(logits + hidden if self.deep else logits, np.float32)
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The linear part, by name, as it is kept beside the graph."""
+        return {"weight": self.weight, "bias": self.bias, "mean": self.mean, "std": self.std}
 
     def save(self, path: Path) -> None:
         """Write the graph. Raises ModelRejected, and writes nothing, if it does not agree with `score`."""
         graph = self._graph()
         scorer, rng = OnnxScorer(graph, len(self.mean)), np.random.default_rng(0)
-        largest = float((np.abs(self.weight).sum(axis=0) * CLIP + np.abs(self.bias)).max())
         for rows in PARITY_ROWS:
             x = rng.normal(self.mean, 3 * self.std, (rows, len(self.mean))).astype(np.float32)
             worst = float(np.abs(scorer.score(x) - self.score(x)).max())
-            if not worst <= PARITY * largest:
+            if not worst <= PARITY * self._largest():
                 raise ModelRejected(f"the scorer's graph differs from its weights by {worst:.2g}")
         path.write_bytes(graph)
+
+    def _largest(self) -> float:
+        """A bound of the logits: what a rounding error is compared with."""
+        bound = np.full(len(self.mean), CLIP)
+        linear, hidden = bound @ np.abs(self.weight) + np.abs(self.bias), bound
+        for weight, bias in self.deep:
+            hidden = hidden @ np.abs(weight) + np.abs(bias)
+        return float(np.max(linear + hidden if self.deep else linear))
 
     def _graph(self) -> bytes:
         import onnx  # here, since a ranker only loads graphs
         from onnx import TensorProto, helper, numpy_helper
 
-        constants = {
+        constants: dict[str, NDArray[np.float32] | np.float32] = {
             "mean": self.mean,
             "std": self.std,
             "low": np.float32(-CLIP),
@@ -73,12 +96,22 @@ class Linear:
             helper.make_node("Sub", ["features", "mean"], ["centred"]),
             helper.make_node("Div", ["centred", "std"], ["scaled"]),
             helper.make_node("Clip", ["scaled", "low", "high"], ["clipped"]),
-            helper.make_node("MatMul", ["clipped", "weight"], ["product"]),
-            helper.make_node("Add", ["product", "bias"], ["logits"]),
+            helper.make_node("Gemm", ["clipped", "weight", "bias"], ["linear" if self.deep else "logits"]),
         ]
+        last = "clipped"
+        for at, (weight, bias) in enumerate(self.deep):
+            constants |= {f"weight{at}": weight, f"bias{at}": bias}
+            nodes.append(helper.make_node("Gemm", [last, f"weight{at}", f"bias{at}"], [f"sum{at}"]))
+            last = f"sum{at}"
+            if at < len(self.deep) - 1:
+                nodes.append(helper.make_node("Sigmoid", [last], [f"gate{at}"]))
+                nodes.append(helper.make_node("Mul", [last, f"gate{at}"], [f"hidden{at}"]))
+                last = f"hidden{at}"
+        if self.deep:
+            nodes.append(helper.make_node("Add", ["linear", last], ["logits"]))
         graph = helper.make_graph(
             nodes,
-            "linear",
+            "scorer",
             [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", len(self.mean)])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(HEADS)])],
             [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],

@@ -2,26 +2,34 @@
 
     texts → vectors → whitening      the text side, no labels
     world → lists at weekly cuts     the behaviour side, by the code that serves
-    lists → linear scorer            list-wise softmax, two heads
+    purchases → item models          what follows from what, in closed form, as of each cut
+    lists → scorer                   list-wise softmax, two heads
     newest cut held out              what it is worth, on a time it has not seen
 
 Called by the command line and by evaluation (which judges it at past moments).
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from models.examples import WEEK_S, Lists, join, make_lists
+from models.examples import OPEN, WEEK_S, Lists, join, make_lists
 from models.history import History
+from models.item_files import save_item_models
+from models.item_models import fit_item_models
 from models.item_vectors import build_text
+from models.losses import listwise
 from models.registry import Manifest, Release, publish, releases_folder
-from models.scorer import HEADS, Linear
+from models.scorer import HEADS, Network
+from models.sequence_export import save_sequence
+from models.sequence_net import SequenceNet
+from models.sequence_training import fit_sequence, score_lists
+from models.train_settings import Step, TrainSettings
 from models.world import World
 from recsys.candidates import default_sources
 from recsys.catalogue import item_text
@@ -30,22 +38,6 @@ from recsys.features import NAMES
 from recsys.metrics import ndcg_at_k
 from recsys.policy import Policy
 from recsys.signals import DAY_S
-
-Step = Callable[[str, int, int], None]  # (what, done, of)
-
-
-class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may be turned. Reasons beside the numbers; chosen on an origin before the ones that are reported."""
-
-    cuts: int = 8  # weekly; more cuts help new items (+3 to 5 % from 4–9 to 8–20), and cost their time
-    per_cut: int = 1000  # lists a cut: beyond that the linear weights no longer move
-    epochs: int = 4
-    learning_rate: float = 5e-2
-    weight_decay: float = 1e-2
-    batch: int = 64  # lists
-    dim: int = 384  # of the whitened vectors: worth rises up to all 384 of MiniLM
-    warm_up_days: int = 56  # of history before the first cut: one half-life of the slow signals
-    seed: int = 0
 
 
 def train(
@@ -59,17 +51,40 @@ def train(
     end_s = int(history.ts_s[-1]) + 1
     learner = Learner(history, side.vectors, settings, step)
     learner.live_until(end_s)
-    metrics = judge(learner.fit(hold_out=1), learner.newest)
+    metrics = judge(learner.fit(hold_out=1), learner.newest, side.vectors)
     releases_folder(home).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="draft-", dir=releases_folder(home)) as scratch:
         draft = Path(scratch) / "release"
         draft.mkdir()
         side.save(draft)
-        learner.fit().save(draft / "scorer.onnx")
+        learner.fit().save(draft)
+        save_item_models(learner.world.shop.item_models, draft)
         manifest = Manifest(
             created_ts_ms=now_ms, data=data, data_until_ts_ms=end_s * 1000, features=NAMES, metrics=metrics, files={}
         )
         return publish(home, draft, manifest)
+
+
+class Fitted(msgspec.Struct, frozen=True):
+    """What was learned of ranking: the features' network, a linear one for when it fails, and the tower, or none."""
+
+    network: Network
+    linear: Network
+    net: SequenceNet | None
+
+    def score(self, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of lists, (N, 2), by NumPy and torch: for judging before an export."""
+        logits = self.network.score(lists.features)
+        if self.net is None:
+            return logits
+        return np.asarray((logits + score_lists(self.net, lists, vectors)) / 2, np.float32)
+
+    def save(self, draft: Path) -> None:
+        """Write the scorers of a release into a folder; see `ladder.py`."""
+        self.network.save(draft / "scorer.onnx")
+        save_file(self.linear.arrays(), draft / "linear.safetensors")
+        if self.net is not None:
+            save_sequence(self.net, draft / "sequence")
 
 
 class Learner:
@@ -78,13 +93,22 @@ class Learner:
     Called moment after moment (as evaluation does), it replays every event once.
     """
 
-    def __init__(self, history: History, vectors: NDArray[np.float32], settings: TrainSettings, step: Step) -> None:
-        self.world = World(history, vectors)
-        self.policy = Policy()
+    def __init__(
+        self,
+        history: History,
+        vectors: NDArray[np.float32],
+        settings: TrainSettings,
+        step: Step,
+        policy: Policy = OPEN,
+    ) -> None:
+        """policy: of how many candidates, from which sources, a list is made."""
+        self.world, self.vectors = World(history, vectors), vectors
+        self.policy = policy
         self.sources = default_sources(self.policy)
         self._settings, self._step = settings, step
         self._rng = np.random.default_rng(settings.seed)
         self._weeks: list[Lists] = []
+        self._fitted_s = 0
 
     def live_until(self, until_s: int) -> None:
         """Replay to a moment, with lists at weekly cuts before it, their labels before it too. Raises Misuse."""
@@ -93,11 +117,14 @@ class Learner:
         cuts_s = [until_s - WEEK_S * back for back in range(settings.cuts, 0, -1)]
         cuts_s = [cut_s for cut_s in cuts_s if cut_s >= first_s]
         for done, cut_s in enumerate(cuts_s):
+            if cut_s - self._fitted_s >= settings.refit_days * DAY_S:
+                self._fit_item_models(cut_s)
             self._step("lists of past weeks", done, len(cuts_s))
             lists = make_lists(self.world, cut_s, until_s, self.sources, self.policy, settings.per_cut, self._rng)
             if len(lists.ends):
                 self._weeks.append(lists)
         self._step("lists of past weeks", len(cuts_s), len(cuts_s))
+        self._fit_item_models(until_s)
         self.world.advance(until_s)
         self._weeks = self._weeks[-settings.cuts :]
         if len(self._weeks) < 2:
@@ -108,51 +135,84 @@ class Learner:
                 "weeks; load more history, or lower warm_up_days"
             )
 
+    def _fit_item_models(self, at_s: int) -> None:
+        """What is known of items at a moment. Lists are made with models up to `refit_days` old, as in serving."""
+        settings = self._settings
+        models = fit_item_models(self.world.history, at_s, settings.items, settings.penalty)
+        self.world.shop = msgspec.structs.replace(self.world.shop, item_models=models)
+        self._fitted_s = at_s
+
     @property
     def newest(self) -> Lists:
         """The lists of the last cut."""
         return self._weeks[-1]
 
-    def fit(self, hold_out: int = 0) -> Linear:
-        """The scorer of all weeks but the newest `hold_out`. Deterministic for a seed."""
-        return fit(join(self._weeks[: len(self._weeks) - hold_out]), self._settings, self._step)
+    def fit(self, hold_out: int = 0) -> Fitted:
+        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed."""
+        lists, settings = join(self._weeks[: len(self._weeks) - hold_out]), self._settings
+        linear = fit(lists, msgspec.structs.replace(settings, hidden=()), self._step)
+        network = fit(lists, settings, self._step) if settings.hidden else linear
+        net = None
+        if settings.tower_width and self.vectors.shape[1]:
+            net = fit_sequence(lists, network.score(lists.features), self.vectors, settings, self._step)
+        return Fitted(network, linear, net)
 
 
-def fit(lists: Lists, settings: TrainSettings, step: Step) -> Linear:
+def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
     """List-wise softmax for both heads: -mean over the bought of log softmax over the list (unseen rows for `new`)."""
     torch.manual_seed(settings.seed)
     torch.set_num_threads(1)  # a step is tiny: two threads wait for each other, 71–217 s for what one does in 28
     mean, std = lists.features.mean(axis=0), np.maximum(lists.features.std(axis=0), 1e-6)
     scaled = torch.from_numpy(np.clip((lists.features - mean) / std, -5, 5).astype(np.float32))
-    bought, seen = torch.from_numpy(lists.bought), torch.from_numpy(lists.seen)
+    bought, unseen = torch.from_numpy(lists.bought), torch.from_numpy(~lists.seen)
     starts = np.concatenate([[0], lists.ends[:-1]])
-    weight = torch.zeros(len(mean), len(HEADS), requires_grad=True)
+    linear, deep = torch.nn.Linear(len(mean), len(HEADS)), _layers(len(mean), settings)
+    for last in (linear, *deep[-1:]):  # a list begins with all its candidates equal
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.zeros_(last.bias)
+    network = torch.nn.ModuleList([linear, deep])
     count = len(lists.ends)
     batches = [b for _ in range(settings.epochs) for b in torch.randperm(count).split(settings.batch)]
-    optimiser = torch.optim.AdamW([weight], lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=len(batches))
     for done, batch in enumerate(batches):
-        loss = torch.zeros(())
-        for at in batch.tolist():
-            rows = slice(int(starts[at]), int(lists.ends[at]))
-            logits = scaled[rows] @ weight
-            hit, unseen = bought[rows], ~seen[rows]
-            loss = loss - torch.log_softmax(logits[:, 0], 0)[hit].mean()
-            if (hit & unseen).any():
-                loss = loss - torch.log_softmax(logits[unseen, 1], 0)[hit[unseen]].mean()
+        spans = [(int(starts[at]), int(lists.ends[at])) for at in batch.tolist()]
+        rows = torch.cat([torch.arange(*span) for span in spans])
+        lengths = torch.tensor([end - start for start, end in spans])
+        of_list = torch.repeat_interleave(torch.arange(len(spans)), lengths)
+        logits, fresh = linear(scaled[rows]), unseen[rows]
+        if len(deep):
+            logits = logits + deep(scaled[rows])
+        loss = listwise(logits[:, 0], bought[rows], of_list)
+        loss = loss + listwise(logits[fresh, 1], bought[rows][fresh], of_list[fresh])
         optimiser.zero_grad()
         (loss / len(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         step("fitting the scorer", done + 1, len(batches))
-    learned = weight.detach().numpy()
-    return Linear(learned, np.zeros(len(HEADS), np.float32), mean.astype(np.float32), std.astype(np.float32))
+    layers = [_arrays(layer) for layer in deep if isinstance(layer, torch.nn.Linear)]
+    return Network(*_arrays(linear), mean.astype(np.float32), std.astype(np.float32), layers)
 
 
-def judge(linear: Linear, lists: Lists) -> dict[str, float]:
+def _layers(width: int, settings: TrainSettings) -> torch.nn.Sequential:
+    """The network beside the linear part; empty without hidden layers."""
+    layers: list[torch.nn.Module] = []
+    for size in settings.hidden:
+        layers += [torch.nn.Linear(width, size), torch.nn.SiLU(), torch.nn.Dropout(settings.dropout)]
+        width = size
+    return torch.nn.Sequential(*layers, *([torch.nn.Linear(width, len(HEADS))] if layers else []))
+
+
+def _arrays(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()
+
+
+def judge(fitted: Fitted, lists: Lists, vectors: NDArray[np.float32]) -> dict[str, float]:
     """NDCG@10 within each list's candidates, ours and by own frequency: whether it is worth serving."""
     scores = {
-        "ndcg_at_10": linear.score(lists.features)[:, HEADS.index("all")],
+        "ndcg_at_10": fitted.score(lists, vectors)[:, HEADS.index("all")],
+        "ndcg_at_10_without_tower": fitted.network.score(lists.features)[:, HEADS.index("all")],
         "ndcg_at_10_own_frequency": lists.features[:, NAMES.index("own_120d")],
     }
     found: dict[str, list[float]] = {name: [] for name in scores}

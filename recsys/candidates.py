@@ -84,6 +84,28 @@ class BuyAgain:
         return best(*own_counts(context), limit)
 
 
+class Learned:
+    """What an item model says follows from all that the user has; with `unseen`, of what was never bought only."""
+
+    def __init__(self, model: str, *, unseen: bool = False) -> None:
+        self.name = f"{model}_unseen" if unseen else model
+        self._model, self._unseen = model, unseen
+
+    def find(self, context: Context, limit: int) -> Found:
+        """The highest scores; nothing without a model."""
+        scores = context.learned.get(self._model)
+        if scores is None:
+            return _NOTHING
+        if self._unseen:
+            scores = scores.copy()
+            scores[context.bought.rows] = 0
+        rows = np.flatnonzero(scores > 0)
+        if len(rows) > limit:
+            least = np.partition(scores[rows], len(rows) - limit)[len(rows) - limit]
+            rows = rows[scores[rows] >= least]  # whoever ties with the last one is ordered by row
+        return best(rows, scores[rows], limit)
+
+
 class Trending:
     """What many distinct users touched lately, half-life 7 days."""
 
@@ -199,6 +221,10 @@ def default_sources(policy: Policy, index: "VectorIndex | None" = None) -> tuple
     return (
         BuyAgain(),
         CoVisitation(),
+        Learned("ease"),
+        Learned("ease", unseen=True),
+        Learned("again"),
+        Learned("fresh", unseen=True),
         SearchIntent(index),
         SimilarText(index),
         Trending(),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
+from recsys.item_models import ItemModels
 from recsys.profiles import Profile, read_log
 from recsys.signals import DAY_S, WEIGHT, SignalTable
 
@@ -17,10 +18,11 @@ BASKET_GAP_S = 6 * 3600  # purchases closer than this are one basket
 
 
 class Shop(msgspec.Struct, frozen=True):
-    """What every request reads: the catalogue and the crowd's signals."""
+    """What every request reads: the catalogue, the crowd's signals, and what was learned of items."""
 
     catalogue: Catalogue
     signals: SignalTable
+    item_models: ItemModels = msgspec.field(default_factory=ItemModels)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -47,6 +49,7 @@ class Context(msgspec.Struct, frozen=True):
     bought, touched, shown: the logs, newest first
     recent: (≤ 20,) distinct rows, newest first, of purchases and touches; emphasis: (≤ 20,) float64 in (0, 1], by surety of the action, halved every ten items
     basket: rows of the newest basket or session (all within 6 h of the newest event)
+    learned: what item models say of the whole catalogue, by name: (N,) float64; empty without models
     """
 
     request: Request
@@ -57,10 +60,11 @@ class Context(msgspec.Struct, frozen=True):
     recent: NDArray[np.int64]
     emphasis: NDArray[np.float64]
     basket: NDArray[np.int64]
+    learned: dict[str, NDArray[np.float64]]
 
 
 def see(request: Request, shop: Shop) -> Context:
-    """The context of a request. About 100 µs for a full profile.
+    """The context of a request. About 100 µs for a full profile, and .6 ms more where there are item models.
 
     >>> from recsys.catalogue import Item
     >>> from recsys.events import Purchase
@@ -82,8 +86,36 @@ def see(request: Request, shop: Shop) -> Context:
     freshness = 0.5 ** (np.arange(len(first)) / 10)  # by rank, not by age: after a holiday the last basket still counts
     basket = newest[age_s[newest] <= age_s[order[0]] + BASKET_GAP_S] if len(order) else newest
     return Context(
-        request, shop, bought, touched, shown, rows[newest], np.maximum(surety[newest], 0.3) * freshness, rows[basket]
+        request,
+        shop,
+        bought,
+        touched,
+        shown,
+        rows[newest],
+        np.maximum(surety[newest], 0.3) * freshness,
+        rows[basket],
+        _learn(shop, rows, age_s, rows[basket]),
     )
+
+
+def _learn(
+    shop: Shop, rows: NDArray[np.int64], age_s: NDArray[np.float64], basket: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """EASE on everything the user has, on what is recent, on the last basket; and what came next for others."""
+    models, catalogue = shop.item_models, shop.catalogue
+    if not models.models:
+        return {}
+    has, inverse = np.unique(rows, return_inverse=True)
+    newest_s = np.full(len(has), np.inf)
+    np.minimum.at(newest_s, inverse, age_s)
+    alike = np.ones(len(has))
+    return {
+        "ease": models.follow("ease", has, alike, catalogue),
+        "ease_recent": models.follow("ease", has, 0.5 ** (newest_s / (60 * DAY_S)), catalogue),
+        "ease_basket": models.follow("ease", basket, np.ones(len(basket)), catalogue),
+        "again": models.follow("again", has, alike, catalogue),
+        "fresh": models.follow("fresh", has, alike, catalogue),
+    }
 
 
 _SURETY = np.array([WEIGHT[action] for action in range(4)])

@@ -4,6 +4,9 @@ The reason is the evidence of the source that spoke loudest for the item (lowest
 pulled the item in.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from recsys.candidates import ABSENT, Candidates
@@ -56,6 +59,11 @@ def _trending(context: Context, row: int) -> str:
     return "many shoppers want it this week"
 
 
+def _follows(model: str, context: Context, row: int) -> str:
+    because = context.shop.item_models.strongest(model, context.recent, row, context.shop.catalogue)
+    return f"goes with {_title(context, because)}" if because >= 0 else "goes with what you have"
+
+
 def _new(context: Context, row: int) -> str:
     category = context.shop.catalogue.items[row].category.rpartition(" > ")[2]
     return f"new in {category}" if category else "new in the shop"
@@ -70,9 +78,13 @@ def _title(context: Context, row: int) -> str:
     return context.shop.catalogue.items[row].title
 
 
-_REASON = {
+_REASON: dict[str, Callable[[Context, int], str]] = {
     "buy_again": _bought,
     "co_visitation": _together,
+    "ease": partial(_follows, "ease"),
+    "ease_unseen": partial(_follows, "ease"),
+    "again": partial(_follows, "again"),
+    "fresh_unseen": partial(_follows, "fresh"),
     "similar_text": _similar,
     "search_intent": _search,
     "trending": _trending,

@@ -1,7 +1,7 @@
 """Every feature of a (user, item) pair, defined once: training and serving call this same function.
 
-First cut of the recipe measured in docs/decisions.md: own frequency and intervals, neighbours, popularity, price,
-category and brand shares, text cosines, what was touched and shown lately. All as of the request's moment.
+Own frequency and intervals, neighbours, what item models say, popularity, price, category and brand shares, text
+cosines, what was touched and shown lately, and the user's own rhythm. All as of the request's moment.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.candidates import Candidates, taste_vector
-from recsys.context import Context
+from recsys.context import BASKET_GAP_S, Context
 from recsys.profiles import CART
 from recsys.signals import DAY_S, WEIGHT, neighbour_scores
 
@@ -45,6 +45,19 @@ NAMES: tuple[str, ...] = (
     "touched",
     "in_cart",
     "shown",
+    "ease",
+    "ease_rank",
+    "ease_unseen_rank",
+    "ease_recent",
+    "ease_basket",
+    "again",
+    "again_rank",
+    "fresh",
+    "fresh_unseen_rank",
+    "user_purchases",
+    "user_repeat_share",
+    "user_basket",
+    "user_due",
 )
 
 
@@ -59,6 +72,8 @@ def compute_features(context: Context, candidates: Candidates) -> NDArray[np.flo
         *_price(context, rows),
         *_shares(context, rows),
         *_lately(context, rows),
+        *_learned(context, candidates),
+        *_user(context, len(rows)),
     ]
     return np.column_stack(columns).astype(np.float32)
 
@@ -116,20 +131,20 @@ def _own(context: Context, rows: NDArray[np.int64]) -> list[Column]:
 
 def _neighbours(context: Context, candidates: Candidates) -> list[Column]:
     names = candidates.names
-
-    def rank(source: str) -> Column:
-        # Beyond 200 a rank says no more than silence.
-        logged: Column = np.log1p(np.minimum(candidates.ranks[names.index(source)], 200))
-        return logged
-
     near, score = neighbour_scores(context.shop.signals, context.basket, np.ones(len(context.basket)))
     basket = _Grouped(near, candidates.rows)
     return [
-        rank("buy_again"),
+        _rank(candidates, "buy_again"),
         np.sqrt(candidates.scores[names.index("co_visitation")]),
-        rank("co_visitation"),
+        _rank(candidates, "co_visitation"),
         np.sqrt(basket.total(score)),
     ]
+
+
+def _rank(candidates: Candidates, source: str) -> Column:
+    # Beyond 200 a rank says no more than silence.
+    logged: Column = np.log1p(np.minimum(candidates.ranks[candidates.names.index(source)], 200))
+    return logged
 
 
 def _text(context: Context, rows: NDArray[np.int64]) -> list[Column]:
@@ -181,6 +196,42 @@ def _shares(context: Context, rows: NDArray[np.int64]) -> list[Column]:
         share = _Grouped(codes[known].astype(np.int64), codes[rows].astype(np.int64)).total(weight) / total
         shares.append(np.where(codes[rows] >= 0, share, 0.0))
     return shares
+
+
+def _learned(context: Context, candidates: Candidates) -> list[Column]:
+    silent = np.zeros(len(context.shop.catalogue))
+
+    def score(name: str) -> Column:
+        said = context.learned.get(name, silent)[candidates.rows]
+        root: Column = np.sign(said) * np.sqrt(np.abs(said))  # a few users' items weigh far more than most
+        return root
+
+    return [
+        score("ease"),
+        _rank(candidates, "ease"),
+        _rank(candidates, "ease_unseen"),
+        score("ease_recent"),
+        score("ease_basket"),
+        score("again"),
+        _rank(candidates, "again"),
+        score("fresh"),
+        _rank(candidates, "fresh_unseen"),
+    ]
+
+
+def _user(context: Context, count: int) -> list[Column]:
+    """The same for all candidates of a list: a linear scorer cannot use them, a network can."""
+    ages_d = np.unique(np.floor(context.bought.age_s / BASKET_GAP_S)) * BASKET_GAP_S / DAY_S
+    gap_d = float(np.diff(ages_d).mean()) if len(ages_d) > 1 else 30.0
+    last_d = float(ages_d[0]) if len(ages_d) else NEVER_D
+    bought = len(context.bought.rows)
+    figures = (
+        np.log1p(bought),
+        1 - len(np.unique(context.bought.rows)) / max(bought, 1),
+        np.log1p(len(context.basket)),
+        np.log((last_d + 1) / (gap_d + 1)),
+    )
+    return [np.full(count, figure) for figure in figures]
 
 
 _ACTION_WEIGHT = np.array([WEIGHT[action] for action in range(4)])

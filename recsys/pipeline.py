@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys.candidates import Source, gather
 from recsys.context import Request, Shop, see
@@ -19,15 +18,8 @@ from recsys.filters import filter_candidates
 from recsys.fusion import cut, reciprocal_rank, shortlist
 from recsys.intent import follow_visit
 from recsys.policy import Policy
+from recsys.scoring import Ask, Score, trail_of
 from recsys.slates import SlateItem
-
-
-class Scored(msgspec.Struct, frozen=True):
-    """A scorer's answer. logits: (N, 2) float32, columns all and new, or None when no model could be asked."""
-
-    logits: NDArray[np.float32] | None
-    scorer: str
-    degraded_reason: str | None = None
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -37,9 +29,6 @@ class Draft(msgspec.Struct, frozen=True):
     scorer: str
     degraded_reason: str | None
     dropped: dict[str, int]
-
-
-Score = Callable[[NDArray[np.float32]], Scored]  # features (N, F), rows of all users stacked
 
 
 def recommend(
@@ -58,11 +47,14 @@ def recommend(
     kept = [filter_candidates(context, found, policy) for context, found in zip(contexts, gathered, strict=True)]
     few = [cut(k.candidates, policy) for k in kept]
     tick("filter")
-    features = [compute_features(context, found) for context, found in zip(contexts, few, strict=True)]
+    asks = [
+        Ask(found.rows, compute_features(context, found), trail_of(context))
+        for context, found in zip(contexts, few, strict=True)
+    ]
     tick("features")
-    scored = score(np.concatenate(features))
+    scored = score(asks, shop.catalogue.vectors)
     tick("score")
-    ends = np.cumsum([len(f) for f in features])
+    ends = np.cumsum([len(ask.rows) for ask in asks])
     column = 1 if policy.repeats == "new" else 0
     drafts = []
     for context, found, k, end in zip(contexts, few, kept, ends, strict=True):

@@ -8,16 +8,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.serving import Models
+from models.serving import Models, Serving, Successor, find_vectors, warm_up
 from models.vector_index import Approximate
-from recsys.candidates import default_sources
-from recsys.catalogue import Catalogue, decode_item, item_text, text_hash
+from recsys.candidates import Source, default_sources
+from recsys.catalogue import Catalogue, decode_item, item_text
 from recsys.context import Request, Shop
-from recsys.errors import BadEvent
+from recsys.errors import BadEvent, ModelRejected
 from recsys.events import Event, check_arrival, decode_event, event_hash
 from recsys.pipeline import recommend
 from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
@@ -70,6 +70,21 @@ class Shelf:
         if self._waiting:
             self._embed(EMBED_PER_REFRESH)
 
+    def adopt(self, successor: Successor) -> None:
+        """Go on with another release's vectors; what has changed since they were made gets its own as new items do."""
+        live, own = self.catalogue, successor.catalogue
+        vectors, size = own.vectors, len(live.available)
+        if len(vectors) < size:  # the catalogue has grown since
+            vectors = np.concatenate([vectors, np.zeros((size - len(vectors), vectors.shape[1]), np.float32)])
+        changed = [
+            row
+            for row, item in enumerate(live.items)
+            if row >= len(own) or (item is not own.items[row] and item_text(item) != item_text(own.items[row]))
+        ]
+        self._models, live.vectors, live.embedded = successor.models, vectors, own.embedded
+        live.set_vectors(changed, np.zeros((len(changed), vectors.shape[1]), np.float32))  # not of the old tower
+        self._waiting = find_vectors(self._models, live, changed)
+
     def _take_item(self, record: Record) -> None:
         key = (record.key or b"").decode(errors="replace")
         if record.value is None:
@@ -85,13 +100,7 @@ class Shelf:
         self.signals.grow()
         if item.item in self._early:
             self.signals.update(row, self._early.pop(item.item))
-        if self._models.dim and not self.catalogue.vectors[row].any():
-            text = item_text(item)
-            known = self._models.vector(text_hash(text))
-            if known is not None:
-                self.catalogue.set_vectors([row], known[None])
-            else:
-                self._waiting.append((row, text))
+        self._waiting += find_vectors(self._models, self.catalogue, [row])
 
     def _take_signal(self, record: Record) -> None:
         item = (record.key or b"").decode()
@@ -124,24 +133,47 @@ class RankerTask:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         tick: Callable[[str], None] = lambda stage: None,
     ) -> None:
-        self.batch_limit = BULK_BATCH
+        self.batch_limit = LIVE_BATCH  # the first batch may be one of lists, and 2,000 of them take seconds
         self.counts: Counter[str] = Counter()  # of committed batches only
         self._pending: Counter[str] = Counter()
-        self._models, self._policy, self._clock_ms, self._tick = models, settings.policy, clock_ms, tick
+        self._policy, self._clock_ms, self._tick = settings.policy, clock_ms, tick
         self._slates, self._pairs, self._rejects = (settings.prefix + t for t in ("slates", "pairs", "rejects"))
         self._make_slates, self._make_pairs = slates, pairs
-        self._sources = default_sources(self._policy, Approximate(models.dim))
         self._digest = self._policy.digest()
-        self._query_vectors: dict[str, NDArray[np.float32]] = {}
         self.shelf = Shelf(settings, models)
         self._made: list[tuple[Slate, int]] = []  # of the batch in hand, and when their events arrived
-        self._shop = Shop(self.shelf.catalogue, self.shelf.signals)
+        self.successors: SimpleQueue[Successor | ModelRejected] = SimpleQueue()  # filled by `follow_champion`
+        self._serve(models, default_sources(self._policy, Approximate(models.dim)))
+
+    def warm_up(self) -> None:
+        """Once, when the shelf has caught up."""
+        warm_up(self._serving, self._policy)
 
     def refresh(self) -> None:
         """A new batch: nothing of it is made yet. Follow the catalogue and the crowd."""
         self._pending, self._made = Counter(), []
+        if not self.successors.empty():
+            self._succeed(self.successors.get())
         if self._make_slates or self._make_pairs:
             self.shelf.follow()
+
+    def _succeed(self, successor: Successor | ModelRejected) -> None:
+        """Between two batches. 20 ms for 100,000 items."""
+        old = self._serving.models.release
+        if isinstance(successor, ModelRejected):
+            telemetry.RELEASES.labels("refused").inc()
+            log.error("ranker: release refused, %s goes on serving: %s", old, successor)
+            return
+        self.shelf.adopt(successor)
+        self._serve(successor.models, successor.sources)
+        telemetry.RELEASES.labels("swapped").inc()
+        log.info("ranker: release %s serves, was %s", successor.models.release, old)
+
+    def _serve(self, models: Models, sources: tuple[Source, ...]) -> None:
+        shop = Shop(self.shelf.catalogue, self.shelf.signals, models.item_models)
+        self._serving = Serving(models, sources, shop, {})
+        telemetry.MODEL_INFO.clear()
+        telemetry.MODEL_INFO.labels(models.release, models.provider).set(1)
 
     def process(self, records: Sequence[Record], state: State) -> list[Output]:
         """Events to profiles, pairs, slates and rejects."""
@@ -207,7 +239,7 @@ class RankerTask:
 
     def _pairs_of(self, tally: Tally) -> list[Output]:
         outputs = []
-        catalogue = self._shop.catalogue
+        catalogue = self.shelf.catalogue
         for item, inc in tally.increments():
             if isinstance(item, int):  # a partner, known by its 48-bit name; out of the catalogue it needs no signal
                 row = catalogue.row_of_ref.get(item, -1)
@@ -220,11 +252,10 @@ class RankerTask:
     def _slates_for(
         self, wanted: dict[tuple[int, str], tuple[Event, Record]], profiles: dict[tuple[int, str], Profile]
     ) -> list[Output]:
+        now = self._serving
         requests = [self._request(event, profiles[key]) for key, (event, _) in wanted.items()]
-        drafts = recommend(requests, self._shop, self._sources, self._models.score, self._policy, self._tick)
-        versions = Versions(
-            self._models.release, self._digest, self._shop.catalogue.version, self._shop.signals.version
-        )
+        drafts = recommend(requests, now.shop, now.sources, now.models.score, self._policy, self._tick)
+        versions = Versions(now.models.release, self._digest, now.shop.catalogue.version, now.shop.signals.version)
         made_ms = self._clock_ms()
         outputs = []
         for (event, record), draft in zip(wanted.values(), drafts, strict=True):
@@ -253,11 +284,11 @@ class RankerTask:
     def _request(self, event: Event, profile: Profile) -> Request:
         now_s = event.ts_ms / 1000
         query = next((text for ts_s, text in reversed(profile.queries) if 0 <= now_s - ts_s < QUERY_S), "")
-        vector = None
-        if query and self._models.dim:
-            vector = self._query_vectors.get(query)
+        vector, models, known = None, self._serving.models, self._serving.queries
+        if query and models.dim:
+            vector = known.get(query)
             if vector is None:
-                if len(self._query_vectors) >= 10_000:  # 15 MB of vectors; popular queries come again soon enough
-                    self._query_vectors.clear()
-                vector = self._query_vectors[query] = self._models.embed([query])[0]
+                if len(known) >= 10_000:  # 15 MB of vectors; popular queries come again soon enough
+                    known.clear()
+                vector = known[query] = models.embed([query])[0]
         return Request(event.user, profile, now_s, query, vector)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import msgspec
 
-from models.serving import Models, NoModels, open_models
+from models.serving import follow_champion, open_best, pointer
 from recsys.errors import Misuse, Unavailable
 from streams import clients
 from streams.ranker import RankerTask
 from streams.settings import Settings
 from streams.signals import SignalsTask
-from streams.telemetry import MODEL_INFO, Health, serve
+from streams.telemetry import Health, serve
 from streams.transactions import Stopped
 from streams.worker import Worker
 
@@ -47,11 +47,18 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
         if role == "signals":
             Worker(settings, role, SignalsTask(settings), instance, health).run(stop)
         elif role == "ranker":
-            models = load_models(settings)
-            MODEL_INFO.labels(models.release, models.provider).set(1)
+            home = Path(settings.home)
+            seen = pointer(home)  # before the release: what is promoted meanwhile is not missed
+            models = open_best(home)
             task = RankerTask(settings, models)
             health.waiting_for = "catalogue and signals"
             task.shelf.catch_up(health.beat)
+            task.warm_up()
+            told = (task.shelf.catalogue, settings.policy, task.successors.put, stop)
+            following = threading.Thread(
+                target=follow_champion, args=(home, seen, models.release, *told), name="releases", daemon=True
+            )
+            following.start()
             Worker(settings, role, task, instance, health).run(stop)
         elif role == "materialiser":
             from streams.materialiser import Materialiser  # redis takes .4 s to import: not at each start of a worker
@@ -115,14 +122,6 @@ class Order(msgspec.Struct, frozen=True):
     settings: Settings
     role: str
     instance: str
-
-
-def load_models(settings: Settings) -> Models:
-    """The champion release of this home, or none."""
-    from models.registry import champion
-
-    folder = champion(Path(settings.home))
-    return open_models(folder) if folder is not None else NoModels()
 
 
 class Supervisor:

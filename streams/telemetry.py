@@ -47,6 +47,9 @@ RESTORE_SECONDS = Gauge("slatecast_restore_seconds", "How long the last restore 
 RESTORE_RECORDS = Counter("slatecast_restore_records", "Changelog records read by restores", ["role"])
 REDIS_WRITES = Counter("slatecast_redis_writes", "Lists written to Redis: applied, stale, error", ["result"])
 LOOP_TIMESTAMP = Gauge("slatecast_loop_timestamp_seconds", "When a role's loop last made progress", ["role"])
+RELEASES = Counter("slatecast_releases", "Releases that were made champion: swapped in, or refused", ["result"])
+for _result in ("swapped", "refused"):
+    RELEASES.labels(_result)  # an alarm needs the 0 before the first
 MODEL_INFO = Gauge("slatecast_model_info", "1 for the release that serves", ["release", "provider"])
 
 

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.catalogue import Catalogue, Item
+from recsys.catalogue import Catalogue, Item, item_ref
 from recsys.context import Context, Request, Shop, see
 from recsys.events import Cart, Click, Event, Impression, OnItem, Purchase, Search, View, encode_event, event_hash
+from recsys.item_models import ItemModel, ItemModels
 from recsys.profiles import EMPTY, Profile, apply
 from recsys.signals import Signal, SignalTable, Tally, absorb
 
@@ -137,3 +138,16 @@ def look(
 def names(catalogue: Catalogue, rows: Iterable[int]) -> list[str]:
     """Rows as ids of items."""
     return [catalogue.items[row].item for row in rows]
+
+
+def draw_item_models(catalogue: Catalogue, seed: int) -> ItemModels:
+    """Models that speak for and against a few items, in weights many of which are equal."""
+    rng, count = np.random.default_rng(seed), len(catalogue)
+    refs = np.array([item_ref(item.item) for item in catalogue.items], np.uint64)
+
+    def draw() -> ItemModel:
+        columns = np.sort(np.argsort(rng.random((count, count)), axis=1)[:, : count // 3], axis=1)
+        weights = rng.choice([-0.5, 0.5, 1.0], columns.shape).astype(np.float32)
+        return ItemModel(np.arange(count + 1) * (count // 3), columns.ravel(), weights.ravel())
+
+    return ItemModels(refs, {name: draw() for name in ("ease", "again", "fresh")})

@@ -8,9 +8,10 @@ from recsys.candidates import Candidates, default_sources
 from recsys.context import Context, Request
 from recsys.events import Event
 from recsys.filters import filter_candidates
-from recsys.pipeline import Scored, recommend
+from recsys.pipeline import recommend
 from recsys.policy import Policy
 from recsys.profiles import Profile, apply
+from recsys.scoring import Scored
 
 HOUR = 1 / 24  # of a day
 POLICY = Policy()
@@ -98,7 +99,9 @@ def test_a_purchase_removes_the_item_from_later_slates() -> None:
     def slate(profile: Profile, hours: float) -> list[str]:
         request = Request("u0", profile, T + hours * 3600)
         policy = Policy(slate_size=20)
-        draft = recommend([request], shop, default_sources(policy), lambda features: Scored(None, "none"), policy)[0]
+        draft = recommend([request], shop, default_sources(policy), lambda asks, vectors: Scored(None, "none"), policy)[
+            0
+        ]
         return [item.item for item in draft.items]
 
     assert "i7" in slate(profiles["u0"], 0)

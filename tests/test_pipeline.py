@@ -35,9 +35,10 @@ from recsys.events import Cart, Event, View
 from recsys.explain import explain
 from recsys.features import NAMES
 from recsys.intent import follow_visit
-from recsys.pipeline import Draft, Scored, recommend
+from recsys.pipeline import Draft, recommend
 from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile
+from recsys.scoring import Ask, Scored
 from recsys.signals import Signal, SignalTable
 from recsys.slates import Cause, Slate, SlateItem, Versions, decode_slate, encode_slate, slate_id
 from recsys.triggers import should_recommend
@@ -46,13 +47,14 @@ MINUTE = 1 / 1440  # of a day
 RELEVANCE = Policy(diversity="none", exposure_penalty=0, voices=0, fatigue_shown=0)  # the score alone
 
 
-def linear(features: NDArray[np.float32]) -> Scored:
+def linear(asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
     """Any deterministic scorer of rows: some weights."""
+    features = np.concatenate([ask.features for ask in asks])
     weight = np.random.default_rng(0).normal(size=(len(NAMES), 2)).astype(np.float32)
     return Scored(np.stack([(features * weight[:, head]).sum(axis=1) for head in (0, 1)], axis=1), "linear")
 
 
-def no_model(features: NDArray[np.float32]) -> Scored:
+def no_model(asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
     return Scored(None, "rank_fusion", "no release")
 
 
@@ -158,7 +160,7 @@ def test_the_stages_tell_when_they_are_done(busy: tuple[Shop, dict[str, Profile]
 def by_row(shop: Shop, request: Request, worth: Sequence[float], new: Sequence[float] = ()) -> Draft:
     """A list by given logits, in the order of the candidates' rows."""
     logits = np.array([worth, new or [-w for w in worth]], np.float32).T
-    return one(shop, request, RELEVANCE, lambda features: Scored(logits, "given"))
+    return one(shop, request, RELEVANCE, lambda asks, vectors: Scored(logits, "given"))
 
 
 def test_the_score_decides_and_ties_go_by_row() -> None:
@@ -171,7 +173,7 @@ def test_the_score_decides_and_ties_go_by_row() -> None:
 
 def test_lists_of_new_items_are_ranked_by_the_head_for_new_items() -> None:
     shop, _ = live(plain(3), [bought(f"i{n}", 1, "other") for n in range(3)])
-    score = lambda features: Scored(np.array([[1, 5], [2, 4], [3, 6]], np.float32), "given")  # noqa: E731
+    score = lambda asks, vectors: Scored(np.array([[1, 5], [2, 4], [3, 6]], np.float32), "given")  # noqa: E731
     assert ids(one(shop, ask(), RELEVANCE, score)) == ["i2", "i1", "i0"]
     assert ids(one(shop, ask(), msgspec.structs.replace(RELEVANCE, repeats="new"), score)) == ["i2", "i0", "i1"]
 
@@ -230,9 +232,14 @@ def test_the_weight_of_the_visit_is_the_operators() -> None:
 
     def first(intent: float) -> str:
         policy = msgspec.structs.replace(RELEVANCE, intent=intent)
-        return ids(one(two_shelves(), request, policy, lambda f: Scored(np.array([worth, worth], np.float32).T, "x")))[
-            0
-        ]
+        return ids(
+            one(
+                two_shelves(),
+                request,
+                policy,
+                lambda asks, vectors: Scored(np.array([worth, worth], np.float32).T, "x"),
+            )
+        )[0]
 
     assert (first(0), first(1), first(2)) == ("i5", "i5", "i1")
 
@@ -250,7 +257,7 @@ def test_what_everybody_is_shown_gives_way() -> None:
     signals = SignalTable(catalogue)
     for row, exposure in enumerate((0.0, 30.0, 0.0)):
         signals.update(row, Signal(T, short=1.0, exposure=exposure))
-    score = lambda features: Scored(np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32), "given")  # noqa: E731
+    score = lambda asks, vectors: Scored(np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32), "given")  # noqa: E731
     shop = Shop(catalogue, signals)
     assert ids(one(shop, ask(), RELEVANCE, score)) == ["i1", "i0", "i2"]
     assert ids(one(shop, ask(), msgspec.structs.replace(RELEVANCE, exposure_penalty=0.5), score)) == ["i0", "i2", "i1"]
@@ -261,7 +268,7 @@ def test_every_source_keeps_its_voice_whatever_the_score() -> None:
         Catalogue(Item(item=f"i{n}", title="x", first_ts_ms=at_ms(1) if n == 29 else None) for n in range(30)),
         [bought(f"i{n}", 1, "other") for n in range(29)],
     )
-    worst_last = lambda features: Scored(-np.arange(60, dtype=np.float32).reshape(30, 2), "given")  # noqa: E731
+    worst_last = lambda asks, vectors: Scored(-np.arange(60, dtype=np.float32).reshape(30, 2), "given")  # noqa: E731
     policy = msgspec.structs.replace(RELEVANCE, shortlist=10)
     assert "i29" not in ids(one(shop, ask(), policy, worst_last))
     draft = one(shop, ask(), msgspec.structs.replace(policy, voices=1), worst_last)
@@ -274,8 +281,8 @@ def test_a_diverse_list_holds_fewer_of_a_kind(method: str) -> None:
     worth = np.repeat([[0.0], [1.0]], 5, axis=0) @ np.ones((1, 2))
     shop = two_shelves()
     policy = Policy(slate_size=4, diversity=method, strength=0.6, exposure_penalty=0, fatigue_shown=0)  # type: ignore[arg-type]
-    draft = one(shop, ask(), policy, lambda features: Scored(worth.astype(np.float32), "given"))
-    plainly = one(shop, ask(), RELEVANCE, lambda features: Scored(worth.astype(np.float32), "given"))
+    draft = one(shop, ask(), policy, lambda asks, vectors: Scored(worth.astype(np.float32), "given"))
+    plainly = one(shop, ask(), RELEVANCE, lambda asks, vectors: Scored(worth.astype(np.float32), "given"))
     assert set(ids(plainly)[:4]) <= {f"i{n}" for n in range(5, 10)}
     assert any(item in ids(draft) for item in ("i0", "i1", "i2", "i3", "i4"))
 

@@ -1,4 +1,4 @@
-"""A profile is a set: the order of arrival and repeats do not show, and it never outgrows its 4 KiB."""
+"""A profile is a set: the order of arrival and repeats do not show, and it never outgrows its 8 KiB."""
 
 import zlib
 from itertools import permutations

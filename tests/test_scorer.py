@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from models import devices
 from models.devices import CUDA, open_session, why_no_cuda
-from models.scorer import Linear, OnnxScorer, feature_width
+from models.scorer import Network, OnnxScorer, feature_width
 from recsys.errors import ModelRejected, Unavailable
 from recsys.features import NAMES
 
 WIDTH = len(NAMES)
 
 
-def linear(width: int = WIDTH, scale: float = 1.0) -> Linear:
+def linear(width: int = WIDTH, scale: float = 1.0) -> Network:
     rng = np.random.default_rng(width)
     mean, std = rng.normal(size=width), 0.1 + rng.random(width)
     weight, bias = scale * rng.normal(size=(width, 2)), rng.normal(size=2)
-    return Linear(*(array.astype(np.float32) for array in (weight, bias, mean, std)))
+    return Network(*(array.astype(np.float32) for array in (weight, bias, mean, std)))
 
 
 def some_features(rows: int, width: int = WIDTH, seed: int = 0) -> NDArray[np.float32]:
@@ -39,7 +39,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> OnnxScorer:
 def test_a_worked_example(tmp_path: Path) -> None:
     # Two features: (3 - 1) / 2 = 1 and (100 - 0) / 1, clipped to 5; logits 1·1 + 5·.1 + 10 and 1·0 + 5·-1 + 0.
     weight, bias = np.array([[1, 0], [0.1, -1]], np.float32), np.array([10, 0], np.float32)
-    Linear(weight, bias, np.array([1, 0], np.float32), np.array([2, 1], np.float32)).save(tmp_path / "s.onnx")
+    Network(weight, bias, np.array([1, 0], np.float32), np.array([2, 1], np.float32)).save(tmp_path / "s.onnx")
     logits = OnnxScorer(tmp_path / "s.onnx", 2).score(np.array([[3, 100]], np.float32))
     np.testing.assert_allclose(logits, [[11.5, -5]], rtol=1e-6)
 
@@ -95,7 +95,7 @@ def test_weights_that_overflow_or_are_no_numbers_are_not_written(tmp_path: Path)
 def test_a_constant_feature_needs_a_std_above_zero() -> None:
     ok = linear(3)
     with pytest.raises(ValueError, match="std of feature 1"):
-        Linear(ok.weight, ok.bias, ok.mean, np.array([1, 0, 1], np.float32))
+        Network(ok.weight, ok.bias, ok.mean, np.array([1, 0, 1], np.float32))
 
 
 def test_a_scorer_for_other_features_is_refused() -> None:
@@ -104,7 +104,7 @@ def test_a_scorer_for_other_features_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"), [(NAMES[:-1], "shown"), (NAMES[::-1], "their order"), (("x", *NAMES[1:]), "own_count, x")]
+    ("names", "said"), [(NAMES[:-1], NAMES[-1]), (NAMES[::-1], "their order"), (("x", *NAMES[1:]), "own_count, x")]
 )
 def test_features_of_another_name_or_order_are_refused(names: tuple[str, ...], said: str) -> None:
     with pytest.raises(ModelRejected, match=said):

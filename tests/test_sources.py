@@ -1,5 +1,6 @@
 """Where candidates come from: one battery for every source, then what each is for."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from shop_helpers import (
     bought,
     clicked,
     crowd,
+    draw_item_models,
     live,
     look,
     names,
@@ -52,6 +54,7 @@ def a_moment(seed: int, count: int = 60) -> Context:
     if seed % 2:
         catalogue.vectors[:count] = twins
     shop, profiles = live(catalogue, crowd(seed, count), batch=50)
+    shop = msgspec.structs.replace(shop, item_models=draw_item_models(catalogue, seed))
     return look(shop, profiles["u0"], catalogue.vectors[3])
 
 
@@ -126,7 +129,7 @@ def test_a_stranger_is_offered_what_trends_what_is_new_and_if_need_be_what_there
 
 
 def test_every_source_has_a_name_of_its_own() -> None:
-    assert len(SOURCES) == len(default_sources(Policy())) == 7
+    assert len(SOURCES) == len(default_sources(Policy())) == 11
 
 
 # --- each of them -----------------------------------------------------------------------------------------------------

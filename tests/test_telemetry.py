@@ -46,6 +46,7 @@ SHOWN_BY = {
     "RESTORE_RECORDS": WORKERS,
     "REDIS_WRITES": ("materialiser",),
     "LOOP_TIMESTAMP": ROLES,
+    "RELEASES": ("ranker",),
     "MODEL_INFO": ("ranker",),
 }
 USERS, EACH = [f"hidden-user-{n}" for n in range(10)], 4

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from release_helpers import write_scorers
 
 from models.export import default_weights, export_tower
+from models.item_files import save_item_models
 from models.item_vectors import build_text
 from models.registry import Manifest, publish
-from models.scorer import Linear
 from models.serving import open_models
 from models.text_tower import TextTower
 from recsys.catalogue import text_hash
 from recsys.errors import ModelRejected
 from recsys.features import NAMES
+from recsys.item_models import ItemModels
 
 TITLES = [
     f"{colour} {thing}" for colour in ("Red", "Blue") for thing in ("mug", "pan", "garden chair, folding", "lamp")
@@ -104,10 +106,8 @@ def test_a_release_holds_the_vectors_that_its_tower_gives(tmp_path: Path, folder
     draft = tmp_path / "draft"
     draft.mkdir()
     text.save(draft)
-    constant = np.ones(len(NAMES), np.float32)
-    Linear(np.ones((len(NAMES), 2), np.float32), np.zeros(2, np.float32), constant, constant).save(
-        draft / "scorer.onnx"
-    )
+    write_scorers(draft, None)
+    save_item_models(ItemModels(), draft)
     manifest = Manifest(created_ts_ms=0, data="titles", data_until_ts_ms=0, features=NAMES, metrics={})
     models = open_models(publish(tmp_path, draft, manifest).folder)
     kept = np.stack([models.vector(text_hash(title)) for title in TITLES])  # type: ignore[misc]

@@ -22,21 +22,26 @@ from models.item_vectors import build_text
 from models.origins import make_origin
 from models.ours import Ours
 from models.registry import Release, champion, open_release, publish
-from models.scorer import Linear
+from models.scorer import Network
+from models.sequence_tower import TRAIL_PADDED, pad_trails
 from models.serving import NoModels, ReleaseModels, open_models
-from models.training import Learner, TrainSettings, fit, judge, train
+from models.train_settings import TrainSettings
+from models.training import Fitted, Learner, fit, judge, train
 from models.world import World
 from recsys.candidates import default_sources
 from recsys.catalogue import item_text, text_hash
 from recsys.errors import Misuse, ModelRejected
 from recsys.features import NAMES
-from recsys.pipeline import Scored
 from recsys.policy import Policy
 from recsys.profiles import VIEW
+from recsys.scoring import Ask, Scored, Trail
 
 SOURCES = default_sources(Policy())
 # Small and quick: a habit as plain as that of `rounds` is seen in a few hundred lists.
-SMALL = TrainSettings(cuts=5, batch=8, epochs=8, warm_up_days=42)
+SMALL = TrainSettings(cuts=5, batch=8, epochs=8, warm_up_days=42, tower_width=0)
+TOWERED = msgspec.structs.replace(SMALL, tower_width=16, tower_layers=1, tower_epochs=1)
+NOTHING = Trail(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 2), np.float32))
+NO_VECTORS = np.zeros((0, 0), np.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,8 +156,9 @@ def test_a_moment_at_which_nobody_comes_back_gives_no_lists() -> None:
 
 
 def test_lists_are_joined_end_to_end() -> None:
-    some = Lists(np.ones((3, len(NAMES)), np.float32), np.array([1, 0, 1], bool), np.zeros(3, bool), np.array([1, 3]))
+    some = listed(np.ones((3, len(NAMES)), np.float32), np.array([1, 0, 1], bool), np.zeros(3, bool), np.array([1, 3]))
     both = join([some, some])
+    assert both.trails["marks"].shape == (4, TRAIL_PADDED, 2)
     assert both.ends.tolist() == [1, 3, 4, 6]
     assert both.bought.tolist() == [True, False, True] * 2
     assert EMPTY.features.shape == (0, len(NAMES))
@@ -170,18 +176,30 @@ def learner() -> Learner:
 
 
 def test_a_habit_is_learned_that_own_frequency_and_chance_do_not_know(learner: Learner) -> None:
-    learned = judge(learner.fit(hold_out=1), learner.newest)
-    chance = [judge(random_linear(seed), learner.newest)["ndcg_at_10"] for seed in range(20)]
+    learned = judge(learner.fit(hold_out=1), learner.newest, learner.vectors)
+    chance = [judge(random_linear(seed), learner.newest, learner.vectors)["ndcg_at_10"] for seed in range(20)]
     # What is due was bought least lately: own frequency puts it behind the other five favourites.
     assert learned["ndcg_at_10_own_frequency"] == pytest.approx(1 / np.log2(7), abs=0.03)
     assert learned["ndcg_at_10"] > 0.9
     assert np.mean(chance) < 0.5
 
 
-def random_linear(seed: int) -> Linear:
+def random_linear(seed: int) -> Fitted:
     weight = np.random.default_rng(seed).normal(size=(len(NAMES), 2)).astype(np.float32)
     ones = np.ones(len(NAMES), np.float32)
-    return Linear(weight, np.zeros(2, np.float32), 0 * ones, ones)
+    return alone(Network(weight, np.zeros(2, np.float32), 0 * ones, ones))
+
+
+def alone(network: Network) -> Fitted:
+    """No tower beside it."""
+    return Fitted(network, network, None)
+
+
+def listed(
+    features: NDArray[np.float32], bought: NDArray[np.bool_], seen: NDArray[np.bool_], ends: NDArray[np.int64]
+) -> Lists:
+    """Lists of users who have no past."""
+    return Lists(np.arange(len(features)), features, bought, seen, ends, pad_trails([NOTHING] * len(ends)))
 
 
 def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Learner) -> None:
@@ -189,7 +207,7 @@ def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Lea
     again = Learner(history, unit_rows(len(history.items)), SMALL, silent)
     again.live_until(int(history.ts_s[-1]) + 1)
     for name in ("weight", "bias", "mean", "std"):
-        np.testing.assert_array_equal(getattr(again.fit(), name), getattr(learner.fit(), name))
+        np.testing.assert_array_equal(getattr(again.fit().network, name), getattr(learner.fit().network, name))
     lists = join([learner.newest, learner.newest])
     other = fit(lists, msgspec.structs.replace(SMALL, seed=1), silent)
     assert (other.weight != fit(lists, SMALL, silent).weight).any()
@@ -203,8 +221,9 @@ def test_the_head_for_new_items_learns_from_what_was_never_bought() -> None:
     # Among known items feature 0 decides, among unknown ones feature 1; both are bought as often.
     worth = np.where(seen, features[:, 0], features[:, 1]).reshape(200, 10, 2)
     bought = (worth == worth.max(axis=1, keepdims=True)).reshape(-1)
-    lists = Lists(features, bought, seen, np.arange(20, 4001, 20))
-    weight = fit(lists, SMALL, silent).weight
+    lists = listed(features, bought, seen, np.arange(20, 4001, 20))
+    linear = msgspec.structs.replace(SMALL, hidden=(), learning_rate=5e-2, weight_decay=1e-2)
+    weight = fit(lists, linear, silent).weight
     assert weight[0, 0] > 0.3
     assert weight[1, 1] > 0.3
     assert abs(weight[0, 1]) < weight[1, 1] / 3
@@ -215,7 +234,7 @@ def test_a_constant_feature_and_an_outlier_leave_weights_finite() -> None:
     features = np.random.default_rng(0).normal(size=(60, len(NAMES))).astype(np.float32)
     features[:, 4], features[7, 5] = 1.0, 1e9
     bought = np.tile([True, False, False], 20)
-    linear = fit(Lists(features, bought, ~bought, np.arange(3, 61, 3)), SMALL, silent)
+    linear = fit(listed(features, bought, ~bought, np.arange(3, 61, 3)), SMALL, silent)
     assert np.isfinite(linear.weight).all()
     assert (linear.std > 0).all()
 
@@ -226,10 +245,11 @@ def test_a_figure_is_the_mean_over_lists_by_hand() -> None:
     weight = np.zeros((len(NAMES), 2), np.float32)
     weight[NAMES.index("own_120d"), 0] = -1
     ones = np.ones(len(NAMES), np.float32)
-    lists = Lists(features, np.array([0, 0, 1, 1, 0], bool), np.zeros(5, bool), np.array([3, 5]))
-    found = judge(Linear(weight, np.zeros(2, np.float32), 0 * ones, 3 * ones), lists)
+    lists = listed(features, np.array([0, 0, 1, 1, 0], bool), np.zeros(5, bool), np.array([3, 5]))
+    found = judge(alone(Network(weight, np.zeros(2, np.float32), 0 * ones, 3 * ones)), lists, NO_VECTORS)
     assert found == {
         "ndcg_at_10": 1.0,
+        "ndcg_at_10_without_tower": 1.0,
         "ndcg_at_10_own_frequency": round((1 / np.log2(4) + 1 / np.log2(3)) / 2, 4),
     }
 
@@ -295,7 +315,7 @@ def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     tower = export_tower(default_weights(), home / "towers")
     own = tmp_path_factory.mktemp("home")
     shutil.copytree(tower, own / "towers" / tower.name)
-    return own, train(rounds(), own, "rounds", 1_700_000_000_000, SMALL, None, silent)
+    return own, train(rounds(), own, "rounds", 1_700_000_000_000, TOWERED, None, silent)
 
 
 @pytest.fixture
@@ -323,15 +343,30 @@ def test_a_release_answers_what_was_learned(trained: tuple[Path, Release]) -> No
     home, release = trained
     history, models = rounds(), open_models(release.folder)
     side = build_text(home, [item_text(item) for item in history.items])
-    learner = Learner(history, side.vectors, SMALL, silent)
+    learner = Learner(history, side.vectors, TOWERED, silent)
     learner.live_until(int(history.ts_s[-1]) + 1)
-    features = learner.newest.features
-    scored = models.score(features)
-    assert (scored.scorer, scored.degraded_reason) == ("linear_onnx", None)
-    np.testing.assert_allclose(scored.logits, learner.fit().score(features), rtol=1e-4, atol=1e-4)
+    lists = learner.newest
+    asks = asks_of(lists)
+    scored = models.score(asks, side.vectors)
+    assert (scored.scorer, scored.degraded_reason) == ("sequence", None)
+    np.testing.assert_allclose(scored.logits, learner.fit().score(lists, side.vectors), rtol=1e-4, atol=1e-4)
     assert models.release == release.id
     assert models.dim == side.vectors.shape[1]
     np.testing.assert_array_equal(models.vector(text_hash(item_text(history.items[3]))), side.vectors[3])
+
+
+def asks_of(lists: Lists) -> list[Ask]:
+    """Training lists as serving would ask them."""
+    starts = [0, *lists.ends[:-1].tolist()]
+    lengths = (lists.trails["trail"] >= 0).sum(axis=1).tolist()
+    return [
+        Ask(
+            lists.rows[start:end],
+            lists.features[start:end],
+            Trail(*(lists.trails[name][at, :length] for name in ("trail", "actions", "marks"))),
+        )
+        for at, (start, end, length) in enumerate(zip(starts, lists.ends.tolist(), lengths, strict=True))
+    ]
 
 
 def test_a_release_for_other_features_is_refused(
@@ -343,27 +378,31 @@ def test_a_release_for_other_features_is_refused(
         open_models(release.folder)
 
 
-def test_a_scorer_that_breaks_is_named_in_the_answer_and_said_once(
+def test_a_scorer_that_breaks_is_named_in_the_answer_said_once_and_the_next_makes_the_list(
     trained: tuple[Path, Release], redraft: Callable[[], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     draft = redraft()
     (draft / "scorer.onnx").unlink()  # a link to the trained one
     huge = np.full((len(NAMES), 2), 3e38, np.float32)
     ones = np.ones(len(NAMES), np.float32)
-    (draft / "scorer.onnx").write_bytes(Linear(huge, np.zeros(2, np.float32), 0 * ones, ones)._graph())
+    (draft / "scorer.onnx").write_bytes(Network(huge, np.zeros(2, np.float32), 0 * ones, ones)._graph())
     models = ReleaseModels(publish(tmp_path, draft, trained[1].manifest))
+    vectors = np.zeros((30, models.dim), np.float32)
     for _ in range(2):
-        scored = models.score(np.ones((4, len(NAMES)), np.float32))
-        assert (scored.logits, scored.scorer) == (None, "rank_fusion")
+        scored = models.score([Ask(np.arange(4), np.ones((4, len(NAMES)), np.float32), NOTHING)], vectors)
+        assert scored.scorer == "linear"
+        assert scored.logits is not None
+        assert np.isfinite(scored.logits).all()
         assert scored.degraded_reason is not None
         assert "not finite" in scored.degraded_reason
-    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
-    assert models.score(np.full((1, len(NAMES)), np.nan, np.float32)).logits is None
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2  # the tower's, the network's
+    bad = [Ask(np.arange(1), np.full((1, len(NAMES)), np.nan, np.float32), NOTHING)]
+    assert models.score(bad, vectors).logits is None
 
 
 def test_without_a_release_lists_are_made_by_rank_fusion() -> None:
     models = NoModels()
-    assert models.score(np.zeros((3, len(NAMES)), np.float32)) == Scored(
+    assert models.score([Ask(np.arange(3), np.zeros((3, len(NAMES)), np.float32), NOTHING)], NO_VECTORS) == Scored(
         None, "rank_fusion", "no release: run `slatecast train`"
     )
     assert models.embed(["mug", "pan"]).shape == (2, 0)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
 from shop_helpers import live, names, unit_rows
 
-from models.examples import candidates_of
+from models.examples import ask_of
 from models.history import History
 from models.world import World
 from recsys.candidates import Candidates, default_sources, gather
@@ -91,12 +91,12 @@ def test_training_and_serving_call_the_same_functions() -> None:
     history = mixed_past(2)
     world = World(history, unit_rows(len(history.items)))
     world.advance(T)
-    found, features = candidates_of(world, 5, SOURCES, Policy())
+    asked = ask_of(world, 5, SOURCES, Policy())
     every, served = features_of(world.shop, world.request(5))
-    at = np.searchsorted(every.rows, found.rows)
-    np.testing.assert_array_equal(every.rows[at], found.rows)
-    np.testing.assert_allclose(served[at], features, rtol=1e-5, atol=1e-6)
-    assert features.shape == (len(found.rows), len(NAMES))
+    at = np.searchsorted(every.rows, asked.rows)
+    np.testing.assert_array_equal(every.rows[at], asked.rows)
+    np.testing.assert_allclose(served[at], asked.features, rtol=1e-5, atol=1e-6)
+    assert asked.features.shape == (len(asked.rows), len(NAMES))
 
 
 def test_a_moment_knows_no_later_item_event_or_user() -> None:
@@ -147,8 +147,8 @@ def test_a_shop_of_more_items_than_the_arrays_begin_with() -> None:
     history = past([(user, item, -item / 100) for item in range(3000) for user in (0, item % 7 + 1)], items=3000)
     world = World(history, np.eye(3000, 2, dtype=np.float32))
     world.advance(T)
-    found, features = candidates_of(world, 0, SOURCES, Policy())
-    assert np.isfinite(features).all()
+    asked = ask_of(world, 0, SOURCES, Policy())
+    assert np.isfinite(asked.features).all()
     # The newest items come last in time: the source of new items offers the newest 60 of them all.
-    assert {f"i{n}" for n in range(1, 60)} <= set(names(world.shop.catalogue, found.rows))
+    assert {f"i{n}" for n in range(1, 60)} <= set(names(world.shop.catalogue, asked.rows))
     assert world.shop.signals.buyers[2999] == 2

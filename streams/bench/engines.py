@@ -19,10 +19,11 @@ import numpy as np
 from confluent_kafka import TopicPartition
 from numpy.typing import NDArray
 
-from models.scorer import Linear, OnnxScorer
+from models.scorer import Network, OnnxScorer
 from recsys.features import NAMES
-from recsys.pipeline import Scored
+from recsys.item_models import ItemModels
 from recsys.profiles import ID_WIDTH, KEEP_IDS, KEEP_TOUCHES
+from recsys.scoring import Ask, Scored
 from streams import clients
 from streams.ranker import BULK_BATCH, RankerTask
 from streams.settings import Settings
@@ -155,6 +156,7 @@ class StubModels:
     """A scorer of the real size with random weights, and random vectors: what scoring costs, not what it is worth."""
 
     release, provider, dim = "benchmark", "CPUExecutionProvider", DIM
+    item_models = ItemModels()
 
     def __init__(self) -> None:
         self._rng, self.rows = np.random.default_rng(0), 0
@@ -162,13 +164,14 @@ class StubModels:
         weight = self._rng.normal(0, 0.1, (len(NAMES), 2)).astype(np.float32)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "scorer.onnx"
-            Linear(weight, np.zeros(2, np.float32), 0 * ones, ones).save(path)
+            Network(weight, np.zeros(2, np.float32), 0 * ones, ones).save(path)
             self._scorer = OnnxScorer(path, len(NAMES))
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
         """Real ONNX, random weights."""
+        features = np.concatenate([ask.features for ask in asks])
         self.rows += len(features)
-        return Scored(self._scorer.score(features), "linear_onnx")
+        return Scored(self._scorer.score(features), "network_onnx")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Random unit vectors."""

@@ -25,7 +25,7 @@ from recsys.catalogue import encode_item
 from recsys.errors import Unavailable
 from recsys.events import encode_event
 from recsys.features import NAMES
-from recsys.pipeline import Scored
+from recsys.scoring import Ask, Scored, Trail
 from streams.bench.engines import StubModels
 from streams.bench.ground import ENGINE_LIMIT_S, command, environ, ground, produce
 from streams.bench.hot_path import make_events, make_items
@@ -250,13 +250,14 @@ class Tower(StubModels):
         shapes = ((len(NAMES), WIDTH), (WIDTH, WIDTH), (WIDTH, 2))
         self._layers = [self._rng.normal(0, 0.05, shape).astype(np.float32) for shape in shapes]
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
         """The linear scorer's logits; the network's are thrown away."""
+        features = np.concatenate([ask.features for ask in asks])
         for begin in range(0, len(features), CHUNK):
             hidden = features[begin : begin + CHUNK]
             for weight in self._layers:
                 hidden = np.maximum(hidden @ weight, 0)
-        return super().score(features)
+        return super().score(asks, vectors)
 
 
 def main() -> None:
@@ -279,8 +280,10 @@ def main() -> None:
 def _score(models: Tower, until: threading.Event) -> None:
     """Nothing but scoring."""
     done, features = 0, np.random.default_rng(1).normal(size=(CHUNK, len(NAMES))).astype(np.float32)
+    nothing = Trail(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
+    asks = [Ask(np.zeros(CHUNK, np.int64), features, nothing)]
     while not until.is_set():
-        models.score(features)
+        models.score(asks, np.zeros((1, 0), np.float32))
         done += 1
         _say("scoring", done)
 

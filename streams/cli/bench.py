@@ -99,6 +99,31 @@ def scale(settings: Settings, seconds: float, rounds: int, as_json: bool) -> Non
     show(found, as_json)
 
 
+@bench.command()
+@click.option("--texts", default=1000, show_default=True, type=click.IntRange(220), help="Titles to embed in a round.")
+@click.option(
+    "--pairs", default=32, show_default=True, type=click.IntRange(1, 200), help="Of 200 a cross-encoder is timed on."
+)
+@click.option("--tower", type=click.Path(path_type=Path), help="Text tower: a local Hugging Face encoder folder.")
+@rounds_option
+@connection_options
+@json_option
+def scorer(settings: Settings, texts: int, pairs: int, tower: Path | None, rounds: int, as_json: bool) -> None:
+    """The scores of a list against a cross-encoder; embedding against fastembed; bits, start-up, memory.
+
+    About four minutes, without a broker. Needs the extra `bench`.
+
+    \b
+    Example:  slatecast bench scorer --json
+              slatecast bench scorer --texts 220 --pairs 4 --rounds 1
+    """
+    from streams.bench.scorer import measure
+
+    with stderr.status("beginning") as status:
+        found = measure(Path(settings.home), tower, texts, pairs, rounds, status.update)
+    show(found, as_json)
+
+
 @contextlib.contextmanager
 def started(settings: Settings, *, engine_core: bool) -> Iterator[tuple[Settings, int, Callable[[str], None]]]:
     """A broker for the length of a block, unless one is named; its process id, if it is ours, else 0; whom to tell.

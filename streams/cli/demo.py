@@ -104,7 +104,8 @@ def _train_once(home: Path, history: "play_of.History") -> None:  # type: ignore
 
     if not play_of.needs_training(home):
         return
-    from models.training import TrainSettings, train
+    from models.train_settings import TrainSettings
+    from models.training import train
 
     stderr.print("No release yet: training one (once, about two minutes on two cores).")
     with steps() as step:

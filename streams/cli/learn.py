@@ -51,7 +51,7 @@ def evaluate(
     from models.item_vectors import build_text
     from models.origins import MIN_BUYERS, default_origins, parse_origins
     from models.ours import Ours
-    from models.training import TrainSettings
+    from models.train_settings import TrainSettings
 
     asked = parse_origins(origins) if origins else None
     with stderr.status(f"reading {source}"):

@@ -36,7 +36,8 @@ def train(
     """
     # Here, not above: torch takes seconds to import, and `slatecast --help` must not wait for it.
     from models.history import only_items, read_history, sold_items
-    from models.training import TrainSettings, train
+    from models.train_settings import TrainSettings
+    from models.training import train
 
     chosen = _settings(changes, TrainSettings)
     with stderr.status(f"reading {source}"):

@@ -1,0 +1,60 @@
+"""The sequence tower at work: lists to logits by ONNX, all users of a micro-batch in one call.
+
+Imports no torch. What it is: sequence_net.py; its logits are averaged with those of the
+features' network, so a ranker without it still ranks. Called by serving.py and by the benchmark.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.devices import open_session
+from models.scorer import PAD
+from recsys.errors import ModelRejected
+from recsys.scoring import TRAIL, Ask, Trail
+
+# The trail is padded to a fixed length, candidates to a multiple of PAD: then a candidate's bits do not depend on what
+# else is in the call. Kernels treat the last few rows of an odd number differently (192 of 192 shapes equal with it).
+TRAIL_PADDED = -(-TRAIL // PAD) * PAD
+
+
+def pad_trails(trails: Sequence[Trail]) -> dict[str, NDArray[np.generic]]:
+    """Inputs of the tower that tell of users: trail (B, 56) int64, actions (B, 56) int64, marks (B, 56, 2) float32."""
+    rows = np.full((len(trails), TRAIL_PADDED), -1, np.int64)
+    actions = np.zeros((len(trails), TRAIL_PADDED), np.int64)
+    marks = np.zeros((len(trails), TRAIL_PADDED, 2), np.float32)
+    for at, trail in enumerate(trails):
+        length = len(trail.rows)
+        rows[at, :length], actions[at, :length], marks[at, :length] = trail.rows, trail.actions, trail.marks
+    return {"trail": rows, "actions": actions, "marks": marks}
+
+
+class SequenceTower:
+    """A session over tower.onnx. Raises ModelRejected if the graph is none, or of other inputs."""
+
+    def __init__(self, model: Path | bytes, *, require_gpu: bool = False, threads: int = 1) -> None:
+        self._session, self.provider = open_session(model, require_gpu=require_gpu, threads=threads)
+        names = {one.name for one in self._session.get_inputs()}
+        if names != {"features", "candidates", "trail", "actions", "marks", "vectors"}:
+            raise ModelRejected(f"{model if isinstance(model, Path) else 'the graph'} is no sequence tower: {names}")
+
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, (N, 2) float32, lists stacked in their order. vectors: (M, D) of the catalogue.
+
+        Raises ModelRejected if a logit is not finite.
+        """
+        if not sum(len(ask.rows) for ask in asks):
+            return np.zeros((0, 2), np.float32)
+        most = -(-max(len(ask.rows) for ask in asks) // PAD) * PAD
+        features = np.zeros((len(asks), most, asks[0].features.shape[1]), np.float32)
+        candidates = np.full((len(asks), most), -1, np.int64)
+        for at, ask in enumerate(asks):
+            features[at, : len(ask.rows)], candidates[at, : len(ask.rows)] = ask.features, ask.rows
+        inputs = {"features": features, "candidates": candidates, "vectors": vectors}
+        answer = self._session.run(None, inputs | pad_trails([ask.trail for ask in asks]))[0]
+        logits: NDArray[np.float32] = np.concatenate([answer[at, : len(ask.rows)] for at, ask in enumerate(asks)])
+        if not np.isfinite(logits).all():
+            raise ModelRejected("the sequence tower answered with numbers that are not finite; train again")
+        return logits
