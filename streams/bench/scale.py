@@ -29,7 +29,7 @@ from recsys.scoring import Ask, Scored, Trail
 from streams.bench.engines import StubModels
 from streams.bench.ground import ENGINE_LIMIT_S, command, environ, ground, produce
 from streams.bench.hot_path import make_events, make_items
-from streams.ranker import LIVE_BATCH, RankerTask
+from streams.ranker import RankerTask
 from streams.settings import Settings
 from streams.worker import Worker
 
@@ -292,7 +292,6 @@ def _work(models: Tower, order: Order, stop: threading.Event) -> None:
     """The worker with the ranker's task, lists and all."""
     task = RankerTask(order.settings, models)
     task.shelf.catch_up()
-    task.batch_limit = LIVE_BATCH  # the first batch too, however slow the machine is (worker.py, PROCESS_LIMIT_S)
     worker, said = Worker(order.settings, "ranker", task, order.instance), 0
 
     def after_batch() -> None:
