@@ -28,12 +28,12 @@ ORT_ERRORS = tuple(e for e in vars(ort_state).values() if isinstance(e, type) an
 
 
 def open_session(
-    model: Path | bytes, *, require_gpu: bool = False, threads: int = 1
+    model: Path | bytes, *, require_gpu: bool = False, threads: int = 1, cpu: bool = False
 ) -> tuple[ort.InferenceSession, str]:
     """A session on CUDA where there is a device, else on CPU; and the provider that it really got.
 
-    threads: of one operator on CPU, 0 for all cores. 1 by default: batches are small, and a ranker shares its cores
-    with Kafka's client. Raises Unavailable if a GPU was required in vain, ModelRejected if the graph is none.
+    cpu: there even so. threads: of one operator on CPU, 0 for all cores. 1 by default: batches are small, and a ranker
+    shares its cores with Kafka's client. Raises Unavailable if a GPU was required in vain, ModelRejected if the graph is none.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -44,7 +44,7 @@ def open_session(
     missing = why_no_cuda()
     if require_gpu and missing:
         raise Unavailable(f"a GPU was required, but there is {missing}; see `nvidia-smi`, or do without --require-gpu")
-    providers = [CPU] if missing else [(CUDA, CUDA_OPTIONS), CPU]
+    providers = [CPU] if missing or cpu else [(CUDA, CUDA_OPTIONS), CPU]
     try:
         session = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=providers)
     except ORT_ERRORS as error:
@@ -55,7 +55,9 @@ def open_session(
     provider: str = session.get_providers()[0]
     if require_gpu and provider != CUDA:
         raise Unavailable("a GPU was required, but CUDA did not come up; `slatecast doctor` says what is installed")
-    _say(provider, missing)
+    if not cpu:
+        _say(provider, missing)
+    session.disable_fallback()  # to go on without the GPU is for the ladder to decide, and to say
     return session, provider
 
 

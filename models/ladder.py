@@ -18,10 +18,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -212,47 +210,12 @@ def split(asks: Sequence[Ask], limit: int) -> Iterator[Sequence[Ask]]:
     yield asks[start:]
 
 
-class _Session:
-    """A session that another thread can stop: ONNX Runtime looks at `terminate` before each operator."""
-
-    def __init__(self, session: ort.InferenceSession, cpu: bool) -> None:
-        if cpu and session.get_providers()[0] != CPU:
-            session.set_providers([CPU])
-        session.disable_fallback()  # to go on without the GPU is for the ladder to decide, and to say
-        self._session, self._options = session, ort.RunOptions()
-
-    def run(self, outputs: None, inputs: dict[str, NDArray[Any]]) -> Any:  # as the session answers
-        return self._session.run(outputs, inputs, self._options)
-
-    def stop(self) -> None:
-        self._options.terminate = True
-
-
-class _Network(OnnxScorer):
-    """On CPU always: 40 µs there, and one device less that can fail."""
-
-    def __init__(self, graph: bytes, width: int) -> None:
-        super().__init__(graph, width)
-        self._session, self.provider = _Session(self._session, cpu=True), CPU
-        self.stop = self._session.stop
-
-
-class _Tower(SequenceTower):
-    """On CUDA where there is a device, unless told otherwise."""
-
-    def __init__(self, graph: bytes, cpu: bool) -> None:
-        super().__init__(graph)
-        self.dim: int = next(one.shape[1] for one in self._session.get_inputs() if one.name == "vectors")
-        self._session, self.provider = _Session(self._session, cpu), CPU if cpu else self.provider
-        self.stop = self._session.stop
-
-
 class Graphs:
     """The graphs of a release as one scorer: the features' network, and its mean with the sequence tower if there is one."""
 
     def __init__(self, network: bytes, width: int, tower: bytes | None, *, cpu: bool = False) -> None:
-        self._network = _Network(network, width)
-        self._tower = _Tower(tower, cpu) if tower is not None else None
+        self._network = OnnxScorer(network, width, cpu=True)  # 40 µs there, and one device less that can fail
+        self._tower = SequenceTower(tower, cpu=cpu) if tower is not None else None
         self.provider = self._tower.provider if self._tower else self._network.provider
 
     def warm_up(self) -> None:

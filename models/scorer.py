@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.devices import open_session
@@ -130,8 +131,11 @@ class OnnxScorer:
     features and two heads; Unavailable if a GPU is required in vain.
     """
 
-    def __init__(self, graph: Path | bytes, width: int, *, threads: int = 1, require_gpu: bool = False) -> None:
-        self._session, self.provider = open_session(graph, threads=threads, require_gpu=require_gpu)
+    def __init__(
+        self, graph: Path | bytes, width: int, *, threads: int = 1, require_gpu: bool = False, cpu: bool = False
+    ) -> None:
+        self._session, self.provider = open_session(graph, threads=threads, require_gpu=require_gpu, cpu=cpu)
+        self._options = ort.RunOptions()
         inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
         outputs = {node.name: node.shape[1:] for node in self._session.get_outputs()}
         if inputs != {"features": [width]} or outputs != {"logits": [len(HEADS)]}:
@@ -153,10 +157,14 @@ class OnnxScorer:
         rows = len(features)
         padded = np.zeros((rows + -rows % PAD, self._width), np.float32)
         padded[:rows] = features
-        logits: NDArray[np.float32] = self._session.run(None, {"features": padded})[0][:rows]
+        logits: NDArray[np.float32] = self._session.run(None, {"features": padded}, self._options)[0][:rows]
         if not np.isfinite(logits).all():
             raise ModelRejected("the scorer answered with numbers that are not finite; roll back, or train again")
         return logits
+
+    def stop(self) -> None:
+        """For another thread: the call in hand raises at its next operator, and so does every later one."""
+        self._options.terminate = True
 
 
 def feature_width(names: Sequence[str], wanted: Sequence[str]) -> int:

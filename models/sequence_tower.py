@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.devices import open_session
@@ -34,11 +35,14 @@ def pad_trails(trails: Sequence[Trail]) -> dict[str, NDArray[np.generic]]:
 class SequenceTower:
     """A session over tower.onnx. Raises ModelRejected if the graph is none, or of other inputs."""
 
-    def __init__(self, model: Path | bytes, *, require_gpu: bool = False, threads: int = 1) -> None:
-        self._session, self.provider = open_session(model, require_gpu=require_gpu, threads=threads)
-        names = {one.name for one in self._session.get_inputs()}
+    def __init__(self, model: Path | bytes, *, require_gpu: bool = False, threads: int = 1, cpu: bool = False) -> None:
+        self._session, self.provider = open_session(model, require_gpu=require_gpu, threads=threads, cpu=cpu)
+        self._options = ort.RunOptions()
+        shapes = {one.name: one.shape for one in self._session.get_inputs()}
+        names = set(shapes)
         if names != {"features", "candidates", "trail", "actions", "marks", "vectors"}:
             raise ModelRejected(f"{model if isinstance(model, Path) else 'the graph'} is no sequence tower: {names}")
+        self.dim: int = shapes["vectors"][1]
 
     def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, (N, 2) float32, lists stacked in their order. vectors: (M, D) of the catalogue.
@@ -53,8 +57,12 @@ class SequenceTower:
         for at, ask in enumerate(asks):
             features[at, : len(ask.rows)], candidates[at, : len(ask.rows)] = ask.features, ask.rows
         inputs = {"features": features, "candidates": candidates, "vectors": vectors}
-        answer = self._session.run(None, inputs | pad_trails([ask.trail for ask in asks]))[0]
+        answer = self._session.run(None, inputs | pad_trails([ask.trail for ask in asks]), self._options)[0]
         logits: NDArray[np.float32] = np.concatenate([answer[at, : len(ask.rows)] for at, ask in enumerate(asks)])
         if not np.isfinite(logits).all():
             raise ModelRejected("the sequence tower answered with numbers that are not finite; train again")
         return logits
+
+    def stop(self) -> None:
+        """For another thread: the call in hand raises at its next operator, and so does every later one."""
+        self._options.terminate = True
