@@ -18,6 +18,7 @@ from models.history import History
 from models.judging import (
     BASKETS,
     Accuracy,
+    Band,
     Interval,
     K,
     Lists,
@@ -26,6 +27,7 @@ from models.judging import (
     Variety,
     draw_baskets,
     judge_accuracy,
+    judge_bands,
     sum_ndcg,
 )
 from models.origins import MIN_BUYERS, TASKS, WINDOW_S, Origin, Recommender, Task, make_origin
@@ -58,7 +60,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     """The table and what it comes to. Ratios are None where ours was not judged.
 
     ratio_*: NDCG of ours over that of the best baseline of the task, with a paired 95 % interval.
-    overlap_ratio: overlap between users, ours over EASE's, the larger of both tasks.
+    overlap_ratio: overlap between users, ours over EASE's, the larger of both tasks. bands: both by what a user knows.
     """
 
     source: str
@@ -74,6 +76,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     ratio_all: float | None = None
     ratio_all_95: Interval | None = None
     overlap_ratio: float | None = None
+    bands: list[Band] = []
 
 
 def evaluate(
@@ -109,6 +112,7 @@ def evaluate(
     table: list[Line] = []
     found: dict[str, str | float | Interval | None] = {}
     overlaps: list[float] = []
+    bands: list[Band] = []
     for done, task in enumerate(TASKS):
         rows = [answer for answer in answers if answer.task == task]
         accuracies, draws = judge_accuracy(rows, task, moments, rng)
@@ -129,6 +133,7 @@ def evaluate(
             ease = next(at for at in baselines if rows[at].model == "EASE")
             if varieties[ease].overlap > 0:
                 overlaps.append(varieties[-1].overlap / varieties[ease].overlap)
+            bands += judge_bands(rows[-1], rows[best], moments, rng)
         step("judging", done + 1, len(TASKS))
     return msgspec.convert(
         {
@@ -142,6 +147,7 @@ def evaluate(
             ],
             "table": table,
             "overlap_ratio": max(overlaps, default=None),
+            "bands": bands,
             **found,
         },
         Evaluation,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.history import History
-from models.origins import Origin, Task, Truth
+from models.origins import MIN_ITEMS, Origin, Task, Truth
 from recsys.catalogue import Catalogue
 from recsys.metrics import (
     average_precision_at_k,
@@ -36,6 +36,7 @@ from recsys.metrics import (
 K = 10
 LEVEL = 1  # of the category path, for entropy and calibration: below the department, above the shelf
 BASKETS = "real baskets"
+BANDS = ((MIN_ITEMS, 19), (20, 99), (100, np.inf))  # distinct items; who knows fewer is not asked
 Interval = tuple[float, float]  # 95 %
 Moment = tuple[Origin, Truth]
 
@@ -69,6 +70,21 @@ class Variety(msgspec.Struct, frozen=True, kw_only=True):
     overlap: float
 
 
+class Band(msgspec.Struct, frozen=True):
+    """Ours and the best baseline for users who know so many distinct items of the catalogue. users: of all origins.
+
+    ratio: None where the baseline finds nothing.
+    """
+
+    task: Task
+    items: str
+    users: int
+    ndcg: float
+    ndcg_best: float
+    ratio: float | None
+    ratio_95: Interval | None
+
+
 class Lists(msgspec.Struct, frozen=True):
     """What one model answered at one task, per origin.
 
@@ -96,6 +112,29 @@ def judge_accuracy(
     mean = np.mean(means, axis=0)
     accuracies = [Accuracy(ndcg, interval(drawn[:, model]), *rest) for model, (ndcg, *rest) in enumerate(mean.tolist())]
     return accuracies, drawn
+
+
+def judge_bands(ours: Lists, best: Lists, moments: Sequence[Moment], rng: np.random.Generator) -> list[Band]:
+    """Ours against the best baseline by what is known of a user; means over users, then over origins that have some."""
+    found = []
+    for low, high in BANDS:
+        means, draws, users = [], [], 0
+        for at, (origin, truth) in enumerate(moments):
+            known = origin.seen[ours.places[at]].sum(axis=1)
+            chosen = np.flatnonzero((known >= low) & (known <= high)).tolist()
+            if chosen:
+                hidden, pair = _hidden(truth, ours.task), (ours.lists[at], best.lists[at])
+                figures = np.array([[_figures(of[n].tolist(), hidden[n])[0] for of in pair] for n in chosen])
+                means.append(figures.mean(axis=0))
+                draws.append(resample_means(figures, rng))
+                users += len(chosen)
+        if users:
+            (ndcg, ndcg_best), drawn = np.mean(means, axis=0).tolist(), np.mean(draws, axis=0)
+            drawn = drawn[drawn[:, 1] > 0]
+            ratio, ends = (ndcg / ndcg_best, interval(drawn[:, 0] / drawn[:, 1])) if ndcg_best else (None, None)
+            name = f"{low}–{high}" if np.isfinite(high) else f"{low}+"
+            found.append(Band(ours.task, name, users, ndcg, ndcg_best, ratio, ends))
+    return found
 
 
 def _figures(ranked: list[int], truth: set[int]) -> tuple[float, ...]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chaos import order, pills, poison, resources, view
+from chaos import order, pills, resources, view
 from chaos.arena import Row
 
 from streams.embedded import Embedded
 from streams.jars import fetch_kafka
 
-MODULES = (view, order, poison, pills, resources)
+MODULES = (view, order, pills, resources)  # the small form of `poison` is tests/test_corpus.py
 Rows = Callable[[Embedded, Path, bool], list[Row]]
 
 

@@ -15,7 +15,7 @@ from past_helpers import DAY_S, T, draw_past, past
 from models.baselines import FAMILIES, Scored, ease, popularity
 from models.evaluate import Evaluation, evaluate
 from models.history import History
-from models.judging import BASKETS
+from models.judging import BASKETS, Lists, judge_bands
 from models.origins import (
     MIN_ITEMS,
     TASKS,
@@ -172,6 +172,40 @@ def test_ratios_are_to_the_best_baseline_of_each_task(judged: Evaluation) -> Non
         assert ratio == pytest.approx(1 / values[best])
         assert ends is not None
         assert ends[0] < ratio < ends[1]
+
+
+def test_users_are_judged_by_what_they_know_too_and_nobody_is_left_out(shop: History, judged: Evaluation) -> None:
+    for task, best, ratio in (("new", judged.best_new, judged.ratio_new), ("all", judged.best_all, judged.ratio_all)):
+        bands = [band for band in judged.bands if band.task == task]
+        assert sum(band.users for band in bands) == sum(getattr(at, f"users_{task}") for at in judged.origins)
+        assert {band.ndcg for band in bands} == {1.0}
+        ratios = [band.ratio for band in bands if band.ratio is not None]
+        assert ratio is not None
+        assert min(ratios) <= ratio <= max(ratios), best
+        assert all(band.ratio_95 and band.ratio and band.ratio_95[0] <= band.ratio for band in bands)
+
+
+def test_a_band_by_hand() -> None:
+    """Three users know five items, one knows twenty: only the latter's list has what is bought next."""
+    rows = [*habits(4), *[(3, item, -9.0) for item in range(5, 20)], *[(user, 20, 1.0) for user in range(4)]]
+    rows += [(4, item, -30.0) for item in range(21)]
+    moment = make_origin(past(rows, 21), T, min_buyers=1)
+    few = np.full((4, 10), -1)
+    ours, best = few.copy(), few.copy()
+    ours[3, 0] = best[0, 0] = 20
+    best[3, :2] = 1, 20
+    places = [[0, 1, 2, 3]]
+    light, heavy = judge_bands(
+        Lists("new", "ours", "", [ours], places),
+        Lists("new", "best", "", [best], places),
+        [moment],
+        np.random.default_rng(0),
+    )
+    assert (light.items, light.users, light.ndcg, light.ratio) == ("5–19", 3, 0.0, 0.0)
+    assert light.ndcg_best == pytest.approx(1 / 3)
+    assert (heavy.items, heavy.users, heavy.ndcg) == ("20–99", 1, 1.0)
+    assert heavy.ratio == pytest.approx(np.log2(3))
+    assert heavy.ratio_95 == pytest.approx((np.log2(3), np.log2(3)))
 
 
 def test_own_frequency_is_not_asked_for_what_is_new(judged: Evaluation) -> None:

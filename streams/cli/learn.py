@@ -96,6 +96,11 @@ def _show(result: "Evaluation") -> None:
     ):
         if ratio is not None and ends is not None:
             console.print(f"task {name}: ours is {ratio:.3f} times {best} (95 %: {ends[0]:.3f} to {ends[1]:.3f})")
+    for band in result.bands:
+        said = "no ratio, the best baseline finds nothing"
+        if band.ratio is not None and band.ratio_95 is not None:
+            said = f"{band.ratio:.3f} ({band.ratio_95[0]:.3f} to {band.ratio_95[1]:.3f})"
+        console.print(f"  {band.task}, {band.users} users who know {band.items} items: {said}")
     if result.overlap_ratio is not None:
         console.print(f"overlap between users: ours is {result.overlap_ratio:.2f} times that of EASE")
 
