@@ -174,8 +174,7 @@ def _save_scorers(draft: Path, dim: int) -> float:
     deep = [layer(*shape) for shape in itertools.pairwise(sizes)]
     network = Network(*layer(width, len(HEADS)), mean, std, deep)
     Fitted(network, network, None).save(draft)
-    shape = NetShape(features=width, dim=dim, width=settings.tower_width, layers=settings.tower_layers)
-    net = SequenceNet(shape, torch.from_numpy(mean), torch.from_numpy(std)).eval()
+    net = SequenceNet(NetShape(features=width, dim=dim), torch.from_numpy(mean), torch.from_numpy(std)).eval()
     for parameter in net.parameters():
         if not parameter.any():  # its last layers begin with nothing, and nothing is equal to nothing
             torch.nn.init.normal_(parameter, std=0.1)
