@@ -107,7 +107,7 @@ def _train_once(home: Path, history: "play_of.History") -> None:  # type: ignore
     from models.train_settings import TrainSettings
     from models.training import train
 
-    stderr.print("No release yet: training one (once, about two minutes on two cores).")
+    stderr.print("No release yet: training one (once, about five minutes on two cores).")
     with steps() as step:
         part, now_ms = play_of.training_part(history), time.time_ns() // 1_000_000
         train(part, home, "completejourney", now_ms, TrainSettings(), None, step)
