@@ -4,6 +4,7 @@ Until EXACT_UNTIL items one matrix product is as fast and exact, and this class 
 """
 
 import numpy as np
+import onnxruntime  # noqa: F401 - before usearch: loaded after it, it ends the process (SIGSEGV, 1.31.1)
 from numpy.typing import NDArray
 from usearch.index import Index
 
