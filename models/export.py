@@ -70,30 +70,33 @@ def export_tower(weights: Path, cache: Path, limit_s: float = EXPORT_LIMIT_S) ->
         return out
     part = cache / f"{out.name}.{os.getpid()}.part"
     part.mkdir(parents=True)
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "models.export", str(weights), str(part), digest]
     try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **QUIET},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-        )
-        if done.returncode < 0:
-            raise Unavailable(
-                f"the export of {weights} was ended by signal {-done.returncode}; is there memory enough?"
-            )
-        if done.returncode:
-            raise ModelRejected(f"{weights} makes no text tower: {done.stderr.strip().rpartition(chr(10))[2]}")
+        run_export("models.export", weights, "text tower", limit_s, str(part), digest)
         sync_folder(part)
         if not (out / "tower.json").exists():  # another process may have been faster
             part.replace(out)
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"the export of {weights} took over {limit_s:g} s; try a smaller model") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+def run_export(module: str, source: Path, kind: str, limit_s: float, *arguments: str) -> None:
+    """Run a module that exports `source` in a process of its own.
+
+    Raises ModelRejected if it makes no such tower, Unavailable if it does not end in time, or by itself.
+    """
+    command = [sys.executable, "-P", "-W", "ignore", "-m", module, str(source), *arguments]
+    environ = {**os.environ, **QUIET}
+    try:
+        done = subprocess.run(
+            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"the export of {source} took over {limit_s:g} s; try a smaller model") from None
+    if done.returncode < 0:
+        raise Unavailable(f"the export of {source} was ended by signal {-done.returncode}; is there memory enough?")
+    if done.returncode:
+        raise ModelRejected(f"{source} makes no {kind}: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def source_digest(weights: Path) -> str:

@@ -2,12 +2,10 @@
 
     sequence/net.safetensors  net.json  tower.onnx
 
-The graph is made in a process of its own with a time limit, as the text tower's is. Called by training, which writes
-the weights, and by `slatecast export`, which makes the graph again from them.
+The graph is made in a process of its own with a time limit, as the text tower's is. Called by
+training, and by the benchmark of the scorer.
 """
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +14,9 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from models.export import EXPORT_LIMIT_S, QUIET, export_graph
+from models.export import EXPORT_LIMIT_S, export_graph, run_export
 from models.sequence_tower import SequenceTower, pad_trails
-from recsys.errors import ModelRejected, Unavailable
+from recsys.errors import ModelRejected
 from recsys.scoring import Ask, Trail
 
 if TYPE_CHECKING:
@@ -31,26 +29,22 @@ PARITY_SHAPES = ((1, 1, 0), (1, 200, 20), (3, 24, 50), (5, 9, 7), (8, 64, 50))
 
 def save_sequence(net: "SequenceNet", folder: Path, limit_s: float = EXPORT_LIMIT_S) -> None:
     """Write weights, sizes and graph. Raises ModelRejected if the graph differs, Unavailable if it takes too long."""
+    save_net(net, folder)
+    export_sequence(folder, limit_s)
+
+
+def save_net(net: "SequenceNet", folder: Path) -> None:
+    """Weights and sizes only, into a new folder."""
     from models.sequence_net import arrays_of
 
     folder.mkdir()
     save_file(arrays_of(net), folder / "net.safetensors")
     (folder / "net.json").write_bytes(msgspec.json.encode(net.shape))
-    export_sequence(folder, limit_s)
 
 
 def export_sequence(folder: Path, limit_s: float = EXPORT_LIMIT_S) -> None:
     """Make the graph of the weights in a folder, 10 s in a process of its own."""
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "models.sequence_export", str(folder)]
-    environ = {**os.environ, **QUIET}
-    try:
-        done = subprocess.run(
-            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"the export of {folder} took over {limit_s:g} s; try again on a quieter machine") from None
-    if done.returncode:
-        raise ModelRejected(f"{folder} makes no sequence tower: {done.stderr.strip().rpartition(chr(10))[2]}")
+    run_export("models.sequence_export", folder, "sequence tower", limit_s)
 
 
 def load_net(folder: Path) -> "SequenceNet":

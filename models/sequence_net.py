@@ -47,7 +47,8 @@ class SequenceNet(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(shape, dropout) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
-        self.skip, self.deep = nn.Linear(shape.features, shape.outputs), features_network(shape, dropout)
+        self.skip = nn.Linear(shape.features, shape.outputs)
+        self.deep = features_network(shape.features, shape.hidden, shape.outputs, dropout)
         self.head = nn.Linear(shape.width, shape.outputs)
         for last in (self.skip, self.deep[-1], self.head):  # a list begins with all its candidates equal
             assert isinstance(last, nn.Linear)  # noqa: S101 - for the type checker
@@ -77,14 +78,13 @@ class SequenceNet(nn.Module):
         return logits
 
 
-def features_network(shape: NetShape, dropout: float) -> nn.Sequential:
-    """The same as `Network` has beside its linear part."""
+def features_network(width: int, hidden: tuple[int, ...], outputs: int, dropout: float) -> nn.Sequential:
+    """The network of the features alone: what `Network` has beside its linear part, and this tower beside its own."""
     layers: list[nn.Module] = []
-    width = shape.features
-    for size in shape.hidden:
+    for size in hidden:
         layers += [nn.Linear(width, size), nn.SiLU(), nn.Dropout(dropout)]
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, shape.outputs))
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
 class Layer(nn.Module):

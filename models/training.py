@@ -23,11 +23,11 @@ from models.history import History
 from models.item_files import save_item_models
 from models.item_models import fit_item_models
 from models.item_vectors import build_text
-from models.losses import listwise
+from models.losses import both_heads, descend
 from models.registry import Manifest, Release, publish, releases_folder
 from models.scorer import HEADS, Network
 from models.sequence_export import save_sequence
-from models.sequence_net import SequenceNet
+from models.sequence_net import SequenceNet, features_network
 from models.sequence_training import fit_sequence, score_lists
 from models.train_settings import Step, TrainSettings
 from models.world import World
@@ -166,7 +166,9 @@ def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
     scaled = torch.from_numpy(np.clip((lists.features - mean) / std, -5, 5).astype(np.float32))
     bought, unseen = torch.from_numpy(lists.bought), torch.from_numpy(~lists.seen)
     starts = np.concatenate([[0], lists.ends[:-1]])
-    linear, deep = torch.nn.Linear(len(mean), len(HEADS)), _layers(len(mean), settings)
+    linear, deep = torch.nn.Linear(len(mean), len(HEADS)), torch.nn.Sequential()
+    if settings.hidden:
+        deep = features_network(len(mean), settings.hidden, len(HEADS), settings.dropout)
     for last in (linear, *deep[-1:]):  # a list begins with all its candidates equal
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.zeros_(last.bias)
@@ -180,28 +182,14 @@ def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
         rows = torch.cat([torch.arange(*span) for span in spans])
         lengths = torch.tensor([end - start for start, end in spans])
         of_list = torch.repeat_interleave(torch.arange(len(spans)), lengths)
-        logits, fresh = linear(scaled[rows]), unseen[rows]
+        logits = linear(scaled[rows])
         if len(deep):
             logits = logits + deep(scaled[rows])
-        loss = listwise(logits[:, 0], bought[rows], of_list)
-        loss = loss + listwise(logits[fresh, 1], bought[rows][fresh], of_list[fresh])
-        optimiser.zero_grad()
-        (loss / len(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        loss = both_heads(logits, bought[rows], unseen[rows], of_list)
+        descend(loss / len(batch), network, optimiser, schedule)
         step("fitting the scorer", done + 1, len(batches))
     layers = [_arrays(layer) for layer in deep if isinstance(layer, torch.nn.Linear)]
     return Network(*_arrays(linear), mean.astype(np.float32), std.astype(np.float32), layers)
-
-
-def _layers(width: int, settings: TrainSettings) -> torch.nn.Sequential:
-    """The network beside the linear part; empty without hidden layers."""
-    layers: list[torch.nn.Module] = []
-    for size in settings.hidden:
-        layers += [torch.nn.Linear(width, size), torch.nn.SiLU(), torch.nn.Dropout(settings.dropout)]
-        width = size
-    return torch.nn.Sequential(*layers, *([torch.nn.Linear(width, len(HEADS))] if layers else []))
 
 
 def _arrays(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -6,7 +6,7 @@ scorer uses them as features.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -64,6 +64,19 @@ def best(rows: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> Fo
     return Found(rows[order], scores[order])
 
 
+def best_of_all(scores: NDArray[Any], limit: int) -> Found:
+    """The same of scores of the whole catalogue, (N,). O(N).
+
+    >>> best_of_all(np.array([0, .5, .9, .5]), 2).rows.tolist()
+    [2, 1]
+    """
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) > limit:
+        least = np.partition(scores[rows], len(rows) - limit)[len(rows) - limit]
+        rows = rows[scores[rows] >= least]  # whoever ties with the last one is ordered by row
+    return best(rows, scores[rows].astype(np.float64), limit)
+
+
 class CoVisitation:
     """What others had in the same basket or session as the user's recent items. Live."""
 
@@ -99,11 +112,7 @@ class Learned:
         if self._unseen:
             scores = scores.copy()
             scores[context.bought.rows] = 0
-        rows = np.flatnonzero(scores > 0)
-        if len(rows) > limit:
-            least = np.partition(scores[rows], len(rows) - limit)[len(rows) - limit]
-            rows = rows[scores[rows] >= least]  # whoever ties with the last one is ordered by row
-        return best(rows, scores[rows], limit)
+        return best_of_all(scores, limit)
 
 
 class Trending:
@@ -200,11 +209,7 @@ class BruteForce:
     def nearest(self, context: Context, vector: NDArray[np.float32], limit: int) -> Found:
         """Exact cosines of unit vectors; rows without a vector score 0 and stay out."""
         catalogue = context.shop.catalogue
-        n = len(catalogue)
-        cosines = catalogue.vectors[:n] @ vector
-        least = np.partition(cosines, n - limit)[n - limit] if limit < n else 0.0
-        few = np.flatnonzero((cosines >= least) & (cosines > 0))  # whoever ties with the last one is ordered by row
-        return best(few, cosines[few].astype(np.float64), limit)
+        return best_of_all(catalogue.vectors[: len(catalogue)] @ vector, limit)
 
 
 def taste_vector(context: Context) -> NDArray[np.float32] | None:

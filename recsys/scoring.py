@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.context import Context
-from recsys.profiles import PURCHASE
 from recsys.signals import DAY_S
 
 TRAIL = 50  # items: beyond them a purchase says little that item models and own frequencies do not
@@ -65,7 +64,7 @@ def trail_of(context: Context) -> Trail:
     """
     rows = np.concatenate([context.touched.rows, context.bought.rows])
     age_s = np.concatenate([context.touched.age_s, context.bought.age_s])
-    actions = np.concatenate([context.touched.actions, np.full(len(context.bought.rows), PURCHASE, np.uint8)])
+    actions = np.concatenate([context.touched.actions, context.bought.actions])
     order = np.argsort(age_s, kind="stable")
     _, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
     newest = np.argsort(first)[:TRAIL]

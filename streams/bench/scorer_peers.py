@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -155,11 +154,10 @@ def make(order: Order) -> dict[str, Any]:
 def _save_scorers(draft: Path, dim: int) -> float:
     """Network, linear part and tower into a release's folder; the parity of the tower's graph."""
     import torch
-    from safetensors.numpy import save_file
 
     from models import sequence_export
     from models.scorer import HEADS, Network
-    from models.sequence_net import NetShape, SequenceNet, arrays_of
+    from models.sequence_net import NetShape, SequenceNet
     from models.train_settings import TrainSettings
     from models.training import Fitted
 
@@ -179,9 +177,7 @@ def _save_scorers(draft: Path, dim: int) -> float:
         if not parameter.any():  # its last layers begin with nothing, and nothing is equal to nothing
             torch.nn.init.normal_(parameter, std=0.1)
     folder = draft / "sequence"
-    folder.mkdir()
-    save_file(arrays_of(net), folder / "net.safetensors")
-    (folder / "net.json").write_bytes(msgspec.json.encode(net.shape))
+    sequence_export.save_net(net, folder)
     sequence_export.main(folder)  # in this process, which has torch already
     return sequence_export.check_parity(net, folder / "tower.onnx")
 
