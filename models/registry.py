@@ -72,7 +72,7 @@ def publish(home: Path, draft: Path, manifest: Manifest, *, serve: bool = True) 
     if wrong:
         raise ModelRejected(f"metric {wrong[0]} is {manifest.metrics[wrong[0]]}: not a model to publish")
     (draft / MANIFEST).unlink(missing_ok=True)
-    files = {name: Entry(_sha256(draft / name), (draft / name).stat().st_size) for name in _regular_files(draft)}
+    files = {name: Entry(file_sha256(draft / name), (draft / name).stat().st_size) for name in _regular_files(draft)}
     data = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
     sync_folder(draft)
     _write(draft / MANIFEST, data)
@@ -140,7 +140,7 @@ def open_release(folder: Path) -> Release:
     for name, entry in manifest.files.items():
         if (size := (folder / name).stat().st_size) != entry.size:
             raise ModelRejected(f"{folder / name} is not the file that was released ({size} bytes, not {entry.size})")
-        if _sha256(folder / name) != entry.sha256:
+        if file_sha256(folder / name) != entry.sha256:
             raise ModelRejected(f"{folder / name} is not the file that was released (sha256 differs)")
     return Release(folder.name, folder, manifest)
 
@@ -168,7 +168,8 @@ def _id(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:16]
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -1,13 +1,14 @@
 """Texts to vectors, for serving: a tokenizer and an ONNX session, neither torch nor transformers.
 
-A tower is a folder: tower.onnx, tokenizer.json, tower.json. models/export.py makes one from any Hugging Face encoder.
-It knows nothing of items: what text stands for an item is said in recsys/catalogue.py, and a vector is kept under the
-hash of that whole text, so a change of the template cannot go unnoticed.
+A tower is a folder: tower.onnx, tokenizer.json, tower.json. models/export.py makes one from any Hugging Face encoder or
+decoder. It knows nothing of items: what text stands for an item is said in recsys/catalogue.py, and a vector is kept
+under the hash of that whole text, so a change of the template cannot go unnoticed.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # 50 µs a text on one thread; the other core is Kafka's
 
@@ -22,16 +23,42 @@ from recsys.errors import ModelRejected
 # Tokens with padding in one call: 30 to 100 titles. On one thread 256 to 1,024 are equal (112 texts/s of 30 tokens) and
 # 4,096 is 15 % slower, out of cache; two threads need 1,024 to share the work (194 texts/s, 100 with 512).
 TOKEN_BUDGET = 1024
+GRAPH, TOKENIZER, TOWER = "tower.onnx", "tokenizer.json", "tower.json"
+Pooling = Literal["mean", "last"]
 
 
-class TowerSettings(msgspec.Struct, frozen=True):
-    """tower.json: what the folder is. dim: of its vectors; digest: of the weights and of the way they were exported."""
+class Reading(msgspec.Struct, frozen=True):
+    """How a model reads a text. pooling: the mean of its tokens' vectors or the last one; prompt: {} is the text.
+
+    For models that were trained to be read so: asking SmolLM2 for one word and taking the last token gained nothing over
+    the plain mean (docs/experiments.md). Raises ValueError unless {} is in the prompt once.
+    """
+
+    pooling: Pooling = "mean"
+    prompt: str = "{}"
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{}") != 1:
+            raise ValueError(f"the prompt {self.prompt!r} must hold {{}} once, where the text goes")
+
+
+PLAIN = Reading()
+
+
+class TowerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """tower.json: what the folder is. dim: of its vectors; digest: of the weights and of the way they were exported.
+
+    files: name -> sha256, of what lies beside it; parity: the largest difference to torch that was seen.
+    """
 
     dim: int
     max_tokens: int
     pad_id: int
     digest: str
-    pooling: str = "mean"
+    pooling: Pooling = "mean"
+    prompt: str = "{}"
+    files: Mapping[str, str] = {}
+    parity: float = 0.0
 
 
 class TextTower:
@@ -44,15 +71,18 @@ class TextTower:
     def __init__(self, folder: Path, *, threads: int = 1, require_gpu: bool = False) -> None:
         self.settings = read_settings(folder)
         try:
-            self._tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            self._tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises nothing more exact
-            raise ModelRejected(
-                f"{folder / 'tokenizer.json'} is no tokenizer: {error}; make the tower again"
-            ) from error
-        self._session, self.provider = open_session(folder / "tower.onnx", threads=threads, require_gpu=require_gpu)
+            raise ModelRejected(f"{folder / TOKENIZER} is no tokenizer: {error}; make the tower again") from error
+        self._session, self.provider = open_session(folder / GRAPH, threads=threads, require_gpu=require_gpu)
         self._tokenizer.enable_truncation(self.settings.max_tokens)
         self._tokenizer.no_padding()  # a file may ask for 128 tokens whatever the text (MiniLM's does)
         self.dim = self.settings.dim
+        self._before, _, self._after = self.settings.prompt.partition("{}")
+        # One character can be four tokens, and the one at the cut is kept whole.
+        self._room = self.settings.max_tokens - len(self._tokenizer.encode(self._before + self._after)) - 4
+        if self._room < 1 and self.settings.prompt != PLAIN.prompt:
+            raise ModelRejected(f"the prompt of {folder} leaves no room for a text; export it with a shorter one")
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None
@@ -64,7 +94,7 @@ class TextTower:
         a text is cut. `progress` is told (texts done, texts) after each batch.
         """
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        encoded = self._tokenizer.encode_batch(list(texts))
+        encoded = self._tokenizer.encode_batch(self.prompted(texts))
         ids = [[] if all(one.special_tokens_mask) else one.ids for one in encoded]
         order = sorted((at for at in range(len(texts)) if ids[at]), key=lambda at: len(ids[at]))
         start = 0
@@ -80,6 +110,14 @@ class TextTower:
             raise ModelRejected("the text tower answered with numbers that are not finite; make it again")
         return vectors
 
+    def prompted(self, texts: Sequence[str]) -> list[str]:
+        """The texts inside the prompt, cut so that it stays whole behind them; "" for a text without a token."""
+        if self.settings.prompt == PLAIN.prompt:
+            return list(texts)
+        bare = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ends = [one.offsets[: self._room][-1][1] if one.ids else 0 for one in bare]
+        return [self._before + text[:end] + self._after if end else "" for text, end in zip(texts, ends, strict=True)]
+
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         width = max(2, *(len(row) for row in rows))  # the graph was exported for 2 tokens and more
         ids = np.full((len(rows), width), self.settings.pad_id, np.int64)
@@ -93,6 +131,6 @@ class TextTower:
 def read_settings(folder: Path) -> TowerSettings:
     """What a tower's folder says of itself. Raises ModelRejected."""
     try:
-        return msgspec.json.decode((folder / "tower.json").read_bytes(), type=TowerSettings)
+        return msgspec.json.decode((folder / TOWER).read_bytes(), type=TowerSettings)
     except (OSError, msgspec.DecodeError) as error:
         raise ModelRejected(f"{folder} is no text tower: {error}; `slatecast train` makes one") from None

@@ -1,6 +1,7 @@
 """Any local model becomes a tower, checked against torch; a wrong graph, a strange model, a slow export do not."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 import transformers
 
-from models import export
-from models.export import check_parity, default_weights, export_tower, pooled, source_digest, write_graph
-from models.text_tower import TextTower
+from models import export, text_export
+from models.export import default_weights, export_tower, source_digest
+from models.text_export import check_parity, pooled, write_graph
+from models.text_tower import Reading, TextTower
 from recsys.errors import ModelRejected, Unavailable
 
 # torch's exporter warns of what its own parts are going to deprecate.
@@ -51,7 +53,7 @@ def test_a_local_model_becomes_a_tower_without_a_word(
     tokenizer = transformers.AutoTokenizer.from_pretrained(weights, local_files_only=True)
     batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=128, return_tensors="pt")
     with torch.no_grad():
-        expected = pooled(tiny_bert())(batch["input_ids"], batch["attention_mask"]).numpy()
+        expected = pooled(tiny_bert(), "mean")(batch["input_ids"], batch["attention_mask"]).numpy()
     np.testing.assert_allclose(tower.encode(TEXTS), expected, atol=1e-5)
     assert tower.settings.digest == source_digest(weights)
     assert {path.name for path in cache.iterdir()} == {tower.settings.digest[:16]}
@@ -72,7 +74,8 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "transformers.py").write_text(r"raise OSError('cannot read\nthese weights')")
-    monkeypatch.setitem(export.QUIET, "PYTHONPATH", str(tmp_path))
+    ours = Path(export.__file__).parents[1]
+    monkeypatch.setitem(export.QUIET, "PYTHONPATH", os.pathsep.join([str(tmp_path), str(ours)]))
     with pytest.raises(ModelRejected) as caught:
         export_tower(weights, tmp_path / "towers")
     assert str(caught.value) == f"{weights} makes no text tower: OSError: cannot read"
@@ -86,7 +89,7 @@ def test_code_that_lies_beside_the_weights_is_not_run(weights: Path, tmp_path: P
     (own / "config.json").write_text(json.dumps(config))
     (own / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(ValueError, match="custom code"):
-        export.main(own, tmp_path, "digest")
+        text_export.main(own, tmp_path, "digest", Reading())
     assert not (tmp_path / "ran").exists()
 
 
@@ -108,7 +111,7 @@ def test_a_change_of_any_source_file_is_another_tower(weights: Path, tmp_path: P
 
 def test_the_default_weights_are_found_without_importing_their_package() -> None:
     assert (default_weights() / "tokenizer.json").exists()
-    assert export.DEFAULT_WHEEL not in sys.modules
+    assert export.INSTALLED[export.DEFAULT_MODEL] not in sys.modules
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def graph(weights: Path, cache: Path) -> Path:
 
 
 def test_a_graph_agrees_with_its_model_at_shapes_it_has_not_seen(graph: Path) -> None:
-    assert check_parity(pooled(tiny_bert()), graph, 30_522) < 1e-5
+    assert check_parity(pooled(tiny_bert(), "mean"), graph, 30_522) < 1e-5
 
 
 def test_a_graph_tells_nothing_of_the_machine_that_made_it(graph: Path) -> None:
@@ -130,13 +133,13 @@ def test_a_graph_of_other_weights_is_refused(graph: Path, change: float) -> None
     with torch.no_grad():
         model.get_parameter("encoder.layer.1.output.dense.weight").mul_(change)
     with pytest.raises(ModelRejected, match="differs from the model"):
-        check_parity(pooled(model), graph, 30_522)
+        check_parity(pooled(model, "mean"), graph, 30_522)
 
 
 def test_a_graph_with_two_inputs_taken_for_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = torch.ones(2, 7, dtype=torch.int64)
-    monkeypatch.setattr(export, "_example", lambda vocabulary: (same, same))
-    tower = pooled(tiny_bert())
+    monkeypatch.setattr(text_export, "_example", lambda vocabulary: (same, same))
+    tower = pooled(tiny_bert(), "mean")
     write_graph(tower, tmp_path / "tower.onnx", 30_522)
     with pytest.raises(ModelRejected, match="differs from the model"):
         check_parity(tower, tmp_path / "tower.onnx", 30_522)

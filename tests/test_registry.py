@@ -175,7 +175,7 @@ def written_by_hand(home: Path, content: object) -> Path:
 
 def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     for path in ("../evil.onnx", "/etc/passwd", "text/../../evil.onnx"):
-        entry = registry.Entry(registry._sha256(Path("/etc/passwd")), Path("/etc/passwd").stat().st_size)
+        entry = registry.Entry(registry.file_sha256(Path("/etc/passwd")), Path("/etc/passwd").stat().st_size)
         folder = written_by_hand(tmp_path, manifest(files={path: entry}))
         with pytest.raises(ModelRejected, match="missing"):
             open_release(folder)

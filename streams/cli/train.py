@@ -16,7 +16,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 @click.command()
 @click.argument("source")
-@click.option("--tower", type=click.Path(path_type=Path), help="Text tower: a local Hugging Face encoder folder.")
+@click.option(
+    "--tower", type=click.Path(path_type=Path), help="Text tower: of `slatecast export`, or a Hugging Face folder."
+)
 @click.option("--min-buyers", default=5, show_default=True, help="Leave out items that fewer distinct users bought.")
 @click.option(
     "--set", "changes", multiple=True, metavar="NAME=VALUE", help="A training setting; --set help lists them."
