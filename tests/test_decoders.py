@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,12 +90,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def towers(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One by the mean, made in this process; one by the last token of a prompt, made by the command in its own."""
+    """One by the mean, made in this process; one by the last token of a prompt, made meanwhile by the command."""
     gpt2, ready = tmp_path_factory.mktemp("ready"), tmp_path_factory.mktemp("commanded") / "llama"
-    text_export.main(weights["gpt2"], gpt2, source_digest(weights["gpt2"]), Reading())
     options = ["--model", str(weights["llama"]), "--out", str(ready), "--pooling", "last", "--prompt", PROMPT, "--json"]
-    done = CliRunner().invoke(export, options, catch_exceptions=False)
-    said = json.loads(done.stdout)
+    command = [sys.executable, "-P", "-c", "from streams.cli.main import main; main()", "export", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        text_export.main(weights["gpt2"], gpt2, source_digest(weights["gpt2"]), Reading())
+        said = json.loads(process.communicate()[0])
     assert (said["folder"], said["dim"], said["pooling"], said["prompt"]) == (str(ready), WIDTH, "last", PROMPT)
     assert 0 < said["parity"] < 1e-5
     return {"gpt2": gpt2, "llama": ready}
