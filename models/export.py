@@ -83,15 +83,20 @@ def export_tower(source: Path, cache: Path, limit_s: float = EXPORT_LIMIT_S) -> 
     """
     if (source / TOWER).is_file():
         return _copy_tower(source, cache)
-    out = cache / source_digest(source)[:16]
+    digest = source_digest(source)
+    out = cache / digest[:16]
     if not (out / TOWER).exists():
-        make_tower(source, out, limit_s=limit_s)
+        make_tower(source, out, digest, limit_s=limit_s)
     return out
 
 
-def make_tower(weights: Path, out: Path, reading: Reading = PLAIN, limit_s: float = EXPORT_LIMIT_S) -> None:
-    """Export a folder of weights as the tower folder `out`. Raises as `export_tower`, and then `out` is not there."""
-    digest = source_digest(weights, reading)
+def make_tower(
+    weights: Path, out: Path, digest: str, reading: Reading = PLAIN, limit_s: float = EXPORT_LIMIT_S
+) -> None:
+    """Export a folder of weights as the tower folder `out`. digest: `source_digest` of the same weights and reading.
+
+    Raises as `export_tower`, and then `out` is not there.
+    """
     with _made_beside(out) as part:
         order = (str(part), digest, reading.pooling, reading.prompt)
         run_export("models.text_export", weights, "text tower", limit_s, *order)

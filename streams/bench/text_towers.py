@@ -23,10 +23,10 @@ from models.origins import MIN_ITEMS, Origin, Truth, default_origins, make_origi
 from models.text_tower import TowerSettings, read_settings
 from models.whitening import fit_whitening
 from recsys.catalogue import Item, item_text
+from recsys.context import RECENT
 from recsys.lexical import Lexicon
 from recsys.metrics import interval, ndcg_at_k, resample_means
 
-RECENT = 20
 FOLDS = 10  # of the catalogue; each item is cold once
 MEASURES = ("new", "all", "cold", "cold_new")
 TEXTS: Mapping[str, Callable[[Item], str]] = {"title": lambda item: item.title, "item": item_text}
@@ -102,11 +102,11 @@ def measure(
         whitened = _by_vectors(fit_whitening(raw, dim).apply(raw))
         asks |= {name: _by_vectors(raw), f"{name}, whitened": whitened, f"{name}, with words": _sum(whitened, words)}
         about[name] = read_settings(tower)
+    pasts, folds = _pasts(origin), np.random.default_rng(seed).permutation(len(texts)) % FOLDS
     figures: list[dict[str, NDArray[np.float64]]] = []
     for name, ask in asks.items():
         tell(f"ranking by {name}")
-        folds = np.random.default_rng(seed).permutation(len(texts)) % FOLDS  # the same for all
-        figures.append(_judge(ask, origin, truth, folds))
+        figures.append(_judge(ask, origin, truth, pasts, folds))
     users = {name: int(np.isfinite(figures[0][name]).sum()) for name in MEASURES}
     table = _lines(list(asks), figures, rng)
     return Report(table, origin.day, len(texts), users, text, dim, seed, min_buyers, about)
@@ -130,10 +130,11 @@ def _sum(one: Ask, other: Ask) -> Ask:
     return lambda liked, ranked: one(liked, ranked) + other(liked, ranked)
 
 
-def _judge(ask: Ask, origin: Origin, truth: Truth, folds: Columns) -> dict[str, NDArray[np.float64]]:
+def _judge(
+    ask: Ask, origin: Origin, truth: Truth, pasts: Sequence[Columns], folds: Columns
+) -> dict[str, NDArray[np.float64]]:
     """NDCG@10 of each asked user, (U,), by measure; NaN where there is nothing to find."""
     every = np.arange(len(origin.rows))
-    pasts = _pasts(origin)
     scores = np.stack([ask(_newest(past), every) for past in pasts])
     found = {task: _ndcg(top_k(scores, origin, task, K), truth.of(task)) for task in ("new", "all")}
     cold = {"cold": truth.all, "cold_new": truth.new}
@@ -141,12 +142,13 @@ def _judge(ask: Ask, origin: Origin, truth: Truth, folds: Columns) -> dict[str, 
     for fold in range(FOLDS):
         hidden = np.flatnonzero(folds == fold)
         rows = origin.rows[hidden]
+        here = set(rows.tolist())
         for place, past in enumerate(pasts):
             known = past[folds[past] != fold]
-            if not truth.all[place].isdisjoint(rows.tolist()) and len(set(known.tolist())) >= MIN_ITEMS:
+            if truth.all[place] & here and len(set(known.tolist())) >= MIN_ITEMS:
                 best = rows[np.argsort(-ask(_newest(known), hidden), kind="stable")[:K]].tolist()
                 for name, wanted in cold.items():
-                    if sought := wanted[place].intersection(rows.tolist()):
+                    if sought := wanted[place] & here:
                         by_fold[name][place, fold] = ndcg_at_k(best, sought, K)
     for name, each in by_fold.items():
         asked = np.isfinite(each).any(axis=1)

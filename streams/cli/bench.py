@@ -159,12 +159,11 @@ def texts(
               slatecast bench texts completejourney --tower all-MiniLM-L6-v2 --tower towers/smollm --json
     """
     from models.export import DEFAULT_MODEL, find_weights
-    from models.history import JOURNEY
-    from models.origins import MIN_BUYERS, parse_origins
+    from models.origins import parse_origins
     from streams.bench.text_towers import measure
-    from streams.cli.learn import JOURNEY_MIN_BUYERS
+    from streams.cli.learn import least_buyers
 
-    least = min_buyers or (JOURNEY_MIN_BUYERS if source == JOURNEY else MIN_BUYERS)
+    least = min_buyers or least_buyers(source)
     at_s = parse_origins(origin)[-1] if origin else None
     folders = {Path(name).name: find_weights(name) for name in towers or (DEFAULT_MODEL,)}
     with stderr.status("beginning") as status:

@@ -34,7 +34,7 @@ def export(model: str, out: Path, pooling: "Pooling", prompt: str, limit_s: floa
     Example:  slatecast export --model all-MiniLM-L6-v2 --out towers/minilm
               slatecast export --model smollm/ --out towers/smollm --pooling last --prompt 'Shop item: {}. In one word:'
     """
-    from models.export import EXPORT_LIMIT_S, find_weights, make_tower
+    from models.export import EXPORT_LIMIT_S, find_weights, make_tower, source_digest
     from models.text_tower import Reading, read_settings
 
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -45,7 +45,8 @@ def export(model: str, out: Path, pooling: "Pooling", prompt: str, limit_s: floa
         raise Misuse(f"--prompt: {error}") from None
     began_s = time.monotonic()
     with stderr.status(f"exporting {model}"):
-        make_tower(find_weights(model), out, reading, limit_s or EXPORT_LIMIT_S)
+        weights = find_weights(model)
+        make_tower(weights, out, source_digest(weights, reading), reading, limit_s or EXPORT_LIMIT_S)
     settings, took_s = read_settings(out), time.monotonic() - began_s
     if as_json:
         print_json({"folder": str(out), "took_s": took_s, **msgspec.to_builtins(settings)})

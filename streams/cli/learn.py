@@ -49,7 +49,7 @@ def evaluate(
     from models.evaluate import evaluate as judge
     from models.history import JOURNEY, read_history, sold_items
     from models.item_vectors import build_text
-    from models.origins import MIN_BUYERS, default_origins, parse_origins
+    from models.origins import default_origins, parse_origins
     from models.ours import Ours
     from models.train_settings import TrainSettings
 
@@ -58,7 +58,7 @@ def evaluate(
         history = read_history(source)
     if asked is None:
         asked = default_origins(history)
-    least = min_buyers or (JOURNEY_MIN_BUYERS if source == JOURNEY else MIN_BUYERS)
+    least = min_buyers or least_buyers(source)
     with steps() as step:
         # A tower reads texts, not events, so embedding what will be sold later tells the past nothing.
         sold = sold_items(history, least)
@@ -76,6 +76,14 @@ def evaluate(
     if source == JOURNEY:
         click.echo("data: 84.51° Complete Journey (may be simulated)")
     _show(result)
+
+
+def least_buyers(source: str) -> int:
+    """With so many buyers an item of this source is ranked, where nobody says another number."""
+    from models.history import JOURNEY
+    from models.origins import MIN_BUYERS
+
+    return JOURNEY_MIN_BUYERS if source == JOURNEY else MIN_BUYERS
 
 
 def _show(result: "Evaluation") -> None:
