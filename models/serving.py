@@ -33,7 +33,7 @@ from recsys.pipeline import Draft, recommend
 from recsys.policy import Policy
 from recsys.profiles import EMPTY
 from recsys.scoring import Ask, Scored
-from recsys.signals import SignalTable
+from recsys.signal_table import SignalTable
 
 log = logging.getLogger(__name__)
 

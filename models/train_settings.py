@@ -15,11 +15,11 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     cuts: int = 8  # weekly; more cuts help new items (+3 to 5 % from 4–9 to 8–20), and cost their time
     per_cut: int = 1000  # lists a cut: beyond that the weights no longer move
-    epochs: int = 4
+    epochs: int = 8
     learning_rate: float = 3e-3
     weight_decay: float = 5e-2
     hidden: tuple[int, ...] = (64, 32)  # of the network beside the linear part; () for none
-    dropout: float = 0.3
+    dropout: float = 0.2
     batch: int = 64  # lists
     dim: int = 384  # of the whitened vectors: worth rises up to all 384 of MiniLM
     warm_up_days: int = 56  # of history before the first cut: one half-life of the slow signals

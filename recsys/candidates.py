@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from recsys.context import Context, own_counts
 from recsys.policy import Policy
-from recsys.signals import DAY_S, neighbour_scores
+from recsys.signal_table import neighbour_scores
+from recsys.signals import DAY_S
 
 ABSENT = 10_000  # the rank of a candidate that a source does not offer
 

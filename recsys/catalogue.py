@@ -2,7 +2,7 @@
 
 Rows are given in order of arrival and never move while a process lives, so neighbours, vectors and features can
 refer to a row. A tombstone switches a row off. Profiles refer to items by a 48-bit hash (`item_ref`): 6 bytes
-instead of a string of any length is what lets 190 purchases fit into a profile of 4 KiB.
+instead of a string of any length is what lets 600 purchases fit into a profile of 8 KiB.
 """
 
 import functools

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from recsys.catalogue import Catalogue
 from recsys.item_models import ItemModels
 from recsys.profiles import Profile, read_log
-from recsys.signals import DAY_S, WEIGHT, SignalTable
+from recsys.signal_table import SignalTable
+from recsys.signals import DAY_S, WEIGHT
 
 RECENT = 20  # items that stand for what the user wants now (notes: mean of the last 20 titles)
 BASKET_GAP_S = 6 * 3600  # purchases closer than this are one basket
@@ -133,3 +134,9 @@ def own_counts(context: Context, half_life_s: float = 60 * DAY_S) -> tuple[NDArr
     """What the user buys again and again: distinct bought rows with their decayed count, unordered."""
     rows, inverse = np.unique(context.bought.rows, return_inverse=True)
     return rows, np.bincount(inverse, 0.5 ** (context.bought.age_s / half_life_s), len(rows)).astype(np.float64)
+
+
+def basket_ages_s(bought: Touched) -> NDArray[np.float64]:
+    """How long ago each of the user's baskets was, newest first, to 6 h: (n,) float64 seconds."""
+    ages_s: NDArray[np.float64] = np.unique(np.floor(bought.age_s / BASKET_GAP_S)) * BASKET_GAP_S
+    return ages_s

@@ -55,7 +55,7 @@ def trail_of(context: Context) -> Trail:
     >>> from recsys.context import Request, Shop, see
     >>> from recsys.events import Purchase
     >>> from recsys.profiles import EMPTY, apply
-    >>> from recsys.signals import SignalTable
+    >>> from recsys.signal_table import SignalTable
     >>> shop = Shop(c := Catalogue([Item(item="a", title="Mug")]), SignalTable(c))
     >>> once = apply(EMPTY, Purchase(user="u", item="a", ts_ms=1_700_000_000_000), b"aaaaaa")
     >>> twice = apply(once, Purchase(user="u", item="a", ts_ms=1_700_086_400_000), b"bbbbbb")

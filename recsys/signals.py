@@ -1,19 +1,18 @@
 """What the crowd says about an item: neighbours, popularity, exposure. Live, from everybody's events.
 
 Three steps: `Tally` (ranker: what a batch of events adds), `absorb` (aggregator: one item's state with an increment
-more), `SignalTable` (ranker: all items' states as arrays). In between they travel on
-the topics `pairs` and `signals`, both keyed by item.
+more), `recsys.signal_table` (ranker: all items' states as arrays). In between they travel on the topics `pairs` and
+`signals`, both keyed by item.
 Popularity counts a user at most once a day per item, so one user's thousand clicks are one interest.
 """
 
+import math
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
+from msgspec.structs import replace
 
-from recsys.catalogue import Catalogue, item_ref
+from recsys.catalogue import item_ref
 from recsys.events import Event, Impression, Search
 from recsys.profiles import ACTION_OF, CART, CLICK, PURCHASE, VIEW, Profile
 
@@ -24,18 +23,29 @@ PAIR_WINDOW_S = DAY_S  # two items touched within a day belong together: a baske
 PAIR_PARTNERS = 20  # the newest of them: a wholesaler's basket of 500 lines must not make 250,000 pairs
 # Interest by action: a purchase is the surest sign, a view the weakest.
 WEIGHT = {VIEW: 0.1, CLICK: 0.3, CART: 0.6, PURCHASE: 1.0}
-MAX_TRENDING = 500  # the most a source is asked for (Policy.per_source)
 
 
 class Increment(msgspec.Struct, frozen=True, array_like=True):
-    """What events add to one item. Values of the topic `pairs`."""
+    """What events add to one item. Values of the topic `pairs`. Decayed figures are true at `ts_s`, the newest event's.
+
+    So batches do not show: events counted together or one by one end in the same state, but for the rounding of floats.
+    """
 
     ts_s: int
-    partners: tuple[tuple[int, float], ...] = ()  # (item_ref, weight)
-    interest: float = 0.0  # users interested, by the weight of the action
+    partners: tuple[tuple[int, float], ...] = ()  # (item_ref, decayed weight), half-life 56 days
+    long: float = 0.0  # users interested, by the weight of the action; half-life 56 days
     buyers: int = 0  # users who bought it today
     repeats: int = 0  # of them, those who had bought it before
-    shown: int = 0
+    exposure: float = 0.0  # times shown, half-life 7 days
+    short: float | None = None  # as long, half-life 7 days. None: written before this field was, all at one mean time
+    fresh_long: float = 0.0  # users who bought it for the first time, half-life 56 days
+    fresh_short: float = 0.0  # the same, half-life 7 days
+    gap_d: float = 0.0  # days between the repeats and the purchases before them, summed
+
+    @property
+    def rising(self) -> float:
+        """The interest that fades fast, of increments of either age."""
+        return self.long if self.short is None else self.short
 
 
 class Signal(msgspec.Struct, frozen=True, array_like=True):
@@ -48,6 +58,9 @@ class Signal(msgspec.Struct, frozen=True, array_like=True):
     exposure: float = 0.0  # decayed times shown, half-life 7 days
     buyers: int = 0  # ever
     repeats: int = 0  # ever
+    fresh_short: float = 0.0  # decayed first purchases, half-life 7 days
+    fresh_long: float = 0.0  # decayed first purchases, half-life 56 days
+    gap_d: float = 0.0  # days before repeats, summed, ever
 
 
 class Tally:
@@ -57,9 +70,11 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, list[float]] = {}  # item -> [interest, buyers, repeats, shown]
+        self._own: dict[str, Increment] = {}  # without partners
+        # Weights of pairs as they would have grown since the first event: a newer one changes none of the older.
         self._pairs: dict[str | int, dict[int, float]] = {}
-        self._times: dict[str | int, list[int]] = {}  # key -> [contributions, sum of their seconds]
+        self._newest_s: dict[str | int, int] = {}
+        self._first_s = 0
 
     def add(self, event: Event, before: Profile) -> None:
         """Count one event. before: the user's profile without it. 10 µs with 20 partners.
@@ -79,45 +94,61 @@ class Tally:
             return
         if isinstance(event, Impression):
             for item in event.items:
-                self._count(item, ts_s)[3] += 1
+                self._gain(item, Increment(ts_s, exposure=1.0, short=0.0))
             return
         action = ACTION_OF[type(event)]
         own, weight = item_ref(event.item), WEIGHT[action]
         recent = _recent(before, ts_s)
-        counts = self._count(event.item, ts_s)
-        known = recent.get(own, 0.0)
-        if weight > known:  # a user's interest counts once a day, by the surest action
-            counts[0] += weight - known
-            if action == PURCHASE:
-                counts[1] += 1
-                counts[2] += own.to_bytes(6) in before.purchases  # a rare misaligned match miscounts one repeat
+        # A user's interest counts once a day, by the surest action.
+        more = max(weight - recent.get(own, 0.0), 0.0)
+        gain = Increment(ts_s, long=more, short=more)
+        if action == PURCHASE and more > 0:
+            last_s = _last_bought_s(before.purchases, own.to_bytes(6))
+            if last_s is None:
+                gain = replace(gain, buyers=1, fresh_long=1.0, fresh_short=1.0)
+            else:  # a late event may come before what it repeats
+                gain = replace(gain, buyers=1, repeats=1, gap_d=abs(ts_s - last_s) / DAY_S)
+        self._gain(event.item, gain)
+        self._first_s = self._first_s or ts_s
+        grown = self._growth(ts_s)
         mine = self._pairs.setdefault(event.item, {})
         for ref, other in recent.items():
             if ref != own:
-                pair = weight * other
+                pair = weight * other * grown
                 mine[ref] = mine.get(ref, 0.0) + pair
                 theirs = self._pairs.setdefault(ref, {})
                 theirs[own] = theirs.get(own, 0.0) + pair
                 self._note(ref, ts_s)
 
     def increments(self) -> Iterator[tuple[str | int, Increment]]:
-        """(key, increment) of every item touched, each at the mean time of what it counts.
+        """(key, increment) of every item touched, each at the time of the newest event that it counts."""
+        for key, at_s in self._newest_s.items():
+            grown = self._growth(at_s)
+            partners = tuple((ref, weight / grown) for ref, weight in self._pairs.get(key, {}).items())
+            inc = Increment(at_s, short=0.0)
+            if isinstance(key, str):
+                inc = merge(self._own[key], inc)
+            yield key, replace(inc, partners=partners)
 
-        So a batch that spans days decays as its events would one by one, but for 1 % where it spans five.
-        """
-        for key, (count, total_s) in self._times.items():
-            partners = tuple(self._pairs.get(key, {}).items())
-            interest, buyers, repeats, shown = self._counts[key] if isinstance(key, str) else (0.0, 0, 0, 0)
-            yield key, Increment(total_s // count, partners, interest, int(buyers), int(repeats), int(shown))
-
-    def _count(self, item: str, ts_s: int) -> list[float]:
-        self._note(item, ts_s)
-        return self._counts.setdefault(item, [0.0, 0, 0, 0])
+    def _gain(self, item: str, more: Increment) -> None:
+        self._note(item, more.ts_s)
+        known = self._own.get(item)
+        self._own[item] = merge(known, more) if known else more
 
     def _note(self, key: str | int, ts_s: int) -> None:
-        times = self._times.setdefault(key, [0, 0])
-        times[0] += 1
-        times[1] += ts_s
+        self._newest_s[key] = max(self._newest_s.get(key, ts_s), ts_s)
+
+    def _growth(self, ts_s: int) -> float:
+        """A century is 650 half-lives: no overflow."""
+        return math.exp2((ts_s - self._first_s) / LONG_S)
+
+
+def _last_bought_s(purchases: bytes, key: bytes) -> int | None:
+    """Seconds of the newest purchase of an item in a profile's log."""
+    at = purchases.rfind(key)
+    while at >= 0 and at % 10 != 4:  # only looks so, across the border of two records
+        at = purchases.rfind(key, 0, at + 5)
+    return int.from_bytes(purchases[at - 4 : at]) if at >= 0 else None
 
 
 def _recent(profile: Profile, ts_s: int) -> dict[int, float]:
@@ -136,31 +167,41 @@ def _recent(profile: Profile, ts_s: int) -> dict[int, float]:
 
 
 def merge(one: Increment, two: Increment) -> Increment:
-    """Two increments of one item as one, as if at the later time: what a micro-batch sends."""
-    partners = dict(one.partners)
+    """Two increments of one item as one, at the later time.
+
+    >>> both = merge(Increment(0, ((7, 2.0),), long=1.0, short=1.0), Increment(LONG_S, ((7, 1.0),), long=1.0, short=1.0))
+    >>> both.ts_s == LONG_S, both.partners, both.long, both.short
+    (True, ((7, 2.0),), 1.5, 1.00390625)
+    """
+    now_s = max(one.ts_s, two.ts_s)
+    (long1, short1), (long2, short2) = _left(one.ts_s, now_s), _left(two.ts_s, now_s)
+    partners = {ref: weight * long1 for ref, weight in one.partners}
     for ref, weight in two.partners:
-        partners[ref] = partners.get(ref, 0.0) + weight
+        partners[ref] = partners.get(ref, 0.0) + weight * long2
     return Increment(
-        max(one.ts_s, two.ts_s),
+        now_s,
         tuple(partners.items()),
-        one.interest + two.interest,
+        one.long * long1 + two.long * long2,
         one.buyers + two.buyers,
         one.repeats + two.repeats,
-        one.shown + two.shown,
+        one.exposure * short1 + two.exposure * short2,
+        one.rising * short1 + two.rising * short2,
+        one.fresh_long * long1 + two.fresh_long * long2,
+        one.fresh_short * short1 + two.fresh_short * short2,
+        one.gap_d + two.gap_d,
     )
 
 
 def absorb(signal: Signal, inc: Increment) -> Signal:
     """An item's state with an increment more; a late one counts with what decay would have left of it.
 
-    >>> s = absorb(Signal(), Increment(1000, ((7, 2.0),), interest=1.0))
+    >>> s = absorb(Signal(), Increment(1000, ((7, 2.0),), long=1.0))
     >>> s = absorb(s, Increment(1000 + LONG_S, ((8, 1.5),)))
     >>> s.neighbours, round(s.long, 3)
     (((8, 1.5), (7, 1.0)), 0.5)
     """
     now_s = max(signal.ts_s, inc.ts_s)
-    long, short = 0.5 ** ((now_s - signal.ts_s) / LONG_S), 0.5 ** ((now_s - signal.ts_s) / SHORT_S)
-    late_long, late_short = 0.5 ** ((now_s - inc.ts_s) / LONG_S), 0.5 ** ((now_s - inc.ts_s) / SHORT_S)
+    (long, short), (late_long, late_short) = _left(signal.ts_s, now_s), _left(inc.ts_s, now_s)
     weights = {ref: weight * long for ref, weight in signal.neighbours}
     for ref, weight in inc.partners:
         weights[ref] = weights.get(ref, 0.0) + weight * late_long
@@ -168,104 +209,17 @@ def absorb(signal: Signal, inc: Increment) -> Signal:
     return Signal(
         now_s,
         tuple(heaviest),
-        signal.short * short + inc.interest * late_short,
-        signal.long * long + inc.interest * late_long,
-        signal.exposure * short + inc.shown * late_short,
+        signal.short * short + inc.rising * late_short,
+        signal.long * long + inc.long * late_long,
+        signal.exposure * short + inc.exposure * late_short,
         signal.buyers + inc.buyers,
         signal.repeats + inc.repeats,
+        signal.fresh_short * short + inc.fresh_short * late_short,
+        signal.fresh_long * long + inc.fresh_long * late_long,
+        signal.gap_d + inc.gap_d,
     )
 
 
-class SignalTable:
-    """All items' signals as arrays by catalogue row.
-
-    neighbours: (N, 50) int32 rows, -1 where there is none;  weights: (N, 50) float32
-    ts_s, short, long, exposure, buyers, repeats: (N,) float64
-    """
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self.version = 0
-        self._minute, self._top, self._mean_exposure = -1, np.empty(0, np.int64), 0.0
-        self._allocate(len(catalogue.available))
-
-    def update(self, row: int, signal: Signal) -> None:
-        """Put one item's newest state into its row."""
-        self.grow()
-        get = self._catalogue.row_of_ref.get
-        self.neighbours[row] = -1
-        for at, (ref, weight) in enumerate(signal.neighbours):
-            self.neighbours[row, at] = get(ref, -1)
-            self.weights[row, at] = weight
-        self.ts_s[row], self.short[row], self.long[row] = signal.ts_s, signal.short, signal.long
-        self.exposure[row], self.buyers[row], self.repeats[row] = signal.exposure, signal.buyers, signal.repeats
-        self.version += 1
-
-    def decayed(self, name: str, rows: NDArray[np.int64], now_s: float) -> NDArray[np.float64]:
-        """A decayed figure ('short', 'long' or 'exposure') of some rows as of now: (C,) float64."""
-        half_life_s = LONG_S if name == "long" else SHORT_S
-        age_s = np.maximum(now_s - self.ts_s[rows], 0)
-        figures: NDArray[np.float64] = getattr(self, name)[rows] * 0.5 ** (age_s / half_life_s)
-        return figures
-
-    def trending(self, now_s: float, limit: int) -> NDArray[np.int64]:
-        """Rows by decayed interest of distinct users, best first, ties by row; renewed once a minute of event time."""
-        self._renew(now_s)
-        return self._top[:limit]
-
-    def overexposure(self, rows: NDArray[np.int64], now_s: float) -> NDArray[np.float64]:
-        """log(1 + e / mean e) of some rows: how much oftener than the average item each was shown lately: (C,)."""
-        self._renew(now_s)
-        # .1: while hardly anything was shown, one showing is no reason for a penalty.
-        return np.log1p(self.decayed("exposure", rows, now_s) / max(self._mean_exposure, 0.1))
-
-    def _renew(self, now_s: float) -> None:
-        """What is the same for every user is computed once a minute of event time."""
-        if self._minute == int(now_s // 60):
-            return
-        self._minute = int(now_s // 60)
-        rows = np.flatnonzero(self._catalogue.available[: len(self._catalogue)])
-        heat = self.decayed("short", rows, now_s)
-        order = np.argsort(-heat, kind="stable")[:MAX_TRENDING]
-        self._top = rows[order[heat[order] > 0]]
-        self._mean_exposure = float(self.decayed("exposure", rows, now_s).mean()) if len(rows) else 0.0
-
-    def grow(self) -> None:
-        """Make room for every row the catalogue has; the ranker calls it after reading items."""
-        if len(self.ts_s) < len(self._catalogue):
-            self._allocate(len(self._catalogue.available))
-
-    def _allocate(self, size: int) -> None:
-        old = dict(self.__dict__)
-
-        def grown(name: str, shape: tuple[int, ...], dtype: type[Any], fill: float) -> NDArray[Any]:
-            fresh: NDArray[Any] = np.full(shape, fill, dtype)
-            if name in old:
-                fresh[: len(old[name])] = old[name]
-            return fresh
-
-        self.neighbours = grown("neighbours", (size, KEEP_NEIGHBOURS), np.int32, -1)
-        self.weights = grown("weights", (size, KEEP_NEIGHBOURS), np.float32, 0)
-        self.ts_s = grown("ts_s", (size,), np.float64, 0)
-        self.short = grown("short", (size,), np.float64, 0)
-        self.long = grown("long", (size,), np.float64, 0)
-        self.exposure = grown("exposure", (size,), np.float64, 0)
-        self.buyers = grown("buyers", (size,), np.float64, 0)
-        self.repeats = grown("repeats", (size,), np.float64, 0)
-
-
-def neighbour_scores(
-    table: SignalTable, rows: NDArray[np.int64], emphasis: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Co-visitation from some items: (rows, scores), unordered; score = Σ emphasis · w_ij / √(w_i w_j).
-
-    rows: (R,) rows of items the user has; emphasis: (R,) how much each counts. The root damps popular items, as in
-    cosine similarity. O(50 R).
-    """
-    near, weight = table.neighbours[rows], table.weights[rows]
-    mass = 1.0 + table.buyers[rows]
-    known = near >= 0
-    flat = near[known].astype(np.int64)
-    damped = (weight * (emphasis / np.sqrt(mass))[:, None])[known] / np.sqrt(1.0 + table.buyers[flat])
-    found, inverse = np.unique(flat, return_inverse=True)
-    return found, np.bincount(inverse, damped, len(found)).astype(np.float64)
+def _left(then_s: int, now_s: int) -> tuple[float, float]:
+    """What decay leaves, slow and fast."""
+    return 0.5 ** ((now_s - then_s) / LONG_S), 0.5 ** ((now_s - then_s) / SHORT_S)

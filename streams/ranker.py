@@ -21,7 +21,8 @@ from recsys.errors import BadEvent, ModelRejected
 from recsys.events import Event, check_arrival, decode_event, event_hash
 from recsys.pipeline import recommend
 from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
-from recsys.signals import Signal, SignalTable, Tally
+from recsys.signal_table import SignalTable
+from recsys.signals import Signal, Tally
 from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, slate_id
 from recsys.triggers import should_recommend
 from streams import telemetry

@@ -14,8 +14,6 @@ from streams.rejects import put_aside
 from streams.settings import Settings
 from streams.state import State
 
-TOGETHER_S = 3600  # increments this close are one: an hour's decay is .4 % of the faster figure
-
 encode_increment = msgspec.msgpack.Encoder().encode
 _decode_increment = msgspec.msgpack.Decoder(Increment).decode
 _encode_signal = msgspec.msgpack.Encoder().encode
@@ -38,7 +36,7 @@ class SignalsTask:
     def process(self, records: Sequence[Record], state: State) -> list[Output]:
         """One state per touched item, whatever the number of its increments in the batch."""
         outputs: list[Output] = []
-        pending: dict[tuple[int, str], list[Increment]] = {}
+        pending: dict[tuple[int, str], Increment] = {}
         for record in records:
             try:
                 key = (record.partition, (record.key or b"").decode())
@@ -47,17 +45,10 @@ class SignalsTask:
                 bad = BadEvent("decode", f"not an increment of an item: {error}; only rankers write this topic")
                 outputs.append(put_aside(record, bad, "signals", self._rejects))
                 continue
-            together = pending.setdefault(key, [inc])
-            if together[-1] is not inc:
-                if abs(together[-1].ts_s - inc.ts_s) <= TOGETHER_S:
-                    together[-1] = merge(together[-1], inc)
-                else:
-                    together.append(inc)
-        for (partition, item), together in pending.items():
+            pending[key] = merge(pending[key], inc) if key in pending else inc
+        for (partition, item), inc in pending.items():
             known = state.get(partition, item)
-            signal = decode_signal(known) if known else Signal()
-            for inc in together:
-                signal = absorb(signal, inc)
+            signal = absorb(decode_signal(known) if known else Signal(), inc)
             state.put(partition, item, _encode_signal(signal))
         return outputs
 

@@ -12,7 +12,8 @@ from recsys.context import Context, Request, Shop, see
 from recsys.events import Cart, Click, Event, Impression, OnItem, Purchase, Search, View, encode_event, event_hash
 from recsys.item_models import ItemModel, ItemModels
 from recsys.profiles import EMPTY, Profile, apply
-from recsys.signals import Signal, SignalTable, Tally, absorb
+from recsys.signal_table import SignalTable
+from recsys.signals import Signal, Tally, absorb
 
 T = 1_700_000_000  # seconds; now, for every test
 DAY_S = 86_400

@@ -28,7 +28,8 @@ from recsys.candidates import Candidates, default_sources, gather
 from recsys.catalogue import Catalogue, Item
 from recsys.context import Context, Shop
 from recsys.events import TS_MAX_MS, TS_MIN_MS, Cart, Impression, Search
-from recsys.features import NAMES, NEVER_D, compute_features
+from recsys.features import NAMES, compute_features
+from recsys.habits import NEVER_D
 from recsys.policy import Policy
 
 SOURCES = default_sources(Policy())
@@ -129,6 +130,11 @@ def test_own_frequency_and_intervals() -> None:
     assert found["own_120d"] == pytest.approx(
         np.sqrt([0.5**0.75 + 0.5**0.5 + 0.5**0.25, 0.5 ** (400 / 120), 0.5 ** (HOUR / 120), 0])
     )
+    assert found["own_7d"] == pytest.approx(
+        np.sqrt([0.5 ** (90 / 7) + 0.5 ** (60 / 7) + 0.5 ** (30 / 7), 0.5 ** (400 / 7), 0.5 ** (HOUR / 7), 0])
+    )
+    assert found["own_first_days"] == pytest.approx(np.log1p([90, NEVER_D, HOUR, NEVER_D]), rel=1e-5)
+    assert found["own_per_basket"] == pytest.approx([3 / 5, 1 / 5, 1 / 5, 0])
     assert found["own_last_days"] == pytest.approx(np.log1p([30, 400, HOUR, NEVER_D]), rel=1e-5)
     assert found["own_seen"].tolist() == [1, 1, 1, 0]
     # i0: intervals (60 + 30) / 3 = 30 days, last 30 ago: just due. i1 and i2: one purchase, so 30 days is assumed.
@@ -171,9 +177,59 @@ def test_shares_of_categories_and_brands() -> None:
     )
     found = columns(look(shop, remember(bought("i0", 60), bought("i2", 120), bought("i3", 0), clicked("i1", 7))))
     total = 0.5 + 0.25 + 1 + 0.15
-    assert found["category_share"] == pytest.approx(np.array([0.65, 0.65, 0.25, 0]) / total)
-    assert found["subcategory_share"] == pytest.approx(np.array([0.5, 0.15, 0, 0]) / total)
+    assert found["category_share"] == pytest.approx(np.sqrt(np.array([0.65, 0.65, 0.25, 0]) / total))
+    assert found["subcategory_share"] == pytest.approx(np.sqrt(np.array([0.5, 0.15, 0, 0]) / total))
     assert found["brand_share"] == pytest.approx(np.array([0, 1.15, 0, 1.15]) / total)
+
+
+def test_habits_in_a_category_speak_of_its_items_that_the_user_never_bought() -> None:
+    shelves = ("home > kitchen > mugs", "home > kitchen > pans", "home > garden", "")
+    prices = (2.0, 8.0, 4.0, 4.0)
+    shop, _ = live(
+        Catalogue(
+            Item(item=f"i{n}", title="x", category=c, price=p)
+            for n, (c, p) in enumerate(zip(shelves, prices, strict=True))
+        ),
+        [bought("i0", 0, "a"), bought("i0", 0, "b"), bought("i0", 0, "c"), bought("i1", 0, "d"), bought("i2", 0, "d")],
+    )
+    found = columns(look(shop, remember(bought("i0", 90), bought("i0", 60), bought("i3", 5))))
+    assert found["category_count"] == pytest.approx(np.log1p([2, 2, 0, 0]))
+    assert found["subcategory_count"] == pytest.approx(np.log1p([2, 0, 0, 0]))
+    assert found["category_last_days"] == pytest.approx(np.log1p([60, 60, NEVER_D, NEVER_D]))
+    due = np.log(61 / ((90 - 60 + 30) / 2 + 1))
+    assert found["category_due"] == pytest.approx([due, due, 0, 0])
+    assert found["category_price_gap"] == pytest.approx([0, np.log(4), 1, 1], abs=1e-6)
+    share = (0.5**1.5 + 0.5) / (0.5**1.5 + 0.5 + 0.5 ** (5 / 60))
+    # Of the kitchen's interest three quarters is in i0; i2 is alone in the garden, where this user never bought.
+    assert found["category_pull"] == pytest.approx(np.sqrt([share * 3 / 4, share / 4, 0, 0]))
+    assert found["subcategory_pull"] == pytest.approx(np.sqrt([share, 0, 0, 0]))
+
+
+def test_the_crowds_interval_says_when_a_single_purchase_is_due_again() -> None:
+    crowd_of_seven = [bought("i0", days, f"u{n}") for n in range(5) for days in (17, 10)]
+    shop, _ = live(plain(2), crowd_of_seven)
+    found = columns(look(shop, remember(bought("i0", 20), bought("i1", 20))))
+    typical = (5 * 7 + 150) / 10
+    assert found["interval_days"] == pytest.approx(np.log([typical, 30]))
+    assert found["own_due"] == pytest.approx([np.log(21 / (typical + 1)), np.log(21 / 31)])
+
+
+def test_first_purchases_are_told_from_repeats() -> None:
+    buys = [bought("i0", 14, "a"), bought("i0", 7, "a"), bought("i0", 7, "b"), bought("i1", 7, "b")]
+    found = columns(look(live(plain(3), buys)[0]))
+    long = np.array([0.5**0.25 + 0.5 ** (1 / 8), 0.5 ** (1 / 8), 0])
+    assert found["fresh_long"] == pytest.approx(np.log1p(long))
+    assert found["fresh_short"] == pytest.approx(np.log1p([1 / 4 + 1 / 2, 1 / 2, 0]))
+    whole = long + [0.5 ** (1 / 8), 0, 0]
+    assert found["fresh_share"] == pytest.approx((long + 1) / (whole + 3))
+
+
+def test_how_often_and_how_lately_a_user_comes() -> None:
+    found = columns(look(live(plain(2))[0], remember(bought("i0", 40), bought("i1", 40), bought("i0", 10))))
+    assert found["user_baskets"] == pytest.approx(np.log1p([2, 2]))
+    assert found["user_baskets_28d"] == pytest.approx(np.log1p([1, 1]))
+    assert found["user_last_days"] == pytest.approx(np.log1p([10, 10]))
+    assert found["user_distinct"] == pytest.approx(np.log1p([2, 2]))
 
 
 def test_texts_compared_with_taste_nearest_and_query() -> None:

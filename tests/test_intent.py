@@ -26,7 +26,8 @@ from recsys.catalogue import Catalogue, item_ref
 from recsys.context import Context, Shop
 from recsys.events import Cart, Event, View
 from recsys.intent import FADE, SESSION_S, TOUCHES, follow_visit, live_touches, ties
-from recsys.signals import Signal, SignalTable
+from recsys.signal_table import SignalTable
+from recsys.signals import Signal
 
 MINUTE = 1 / 1440  # of a day
 ROWS = np.arange(5)

@@ -39,7 +39,8 @@ from recsys.pipeline import Draft, recommend
 from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile
 from recsys.scoring import Ask, Scored
-from recsys.signals import Signal, SignalTable
+from recsys.signal_table import SignalTable
+from recsys.signals import Signal
 from recsys.slates import Cause, Slate, SlateItem, Versions, decode_slate, encode_slate, slate_id
 from recsys.triggers import should_recommend
 

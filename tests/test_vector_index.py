@@ -8,7 +8,7 @@ from recsys.candidates import BruteForce
 from recsys.catalogue import Catalogue, Item
 from recsys.context import Context, Request, Shop, see
 from recsys.profiles import EMPTY
-from recsys.signals import SignalTable
+from recsys.signal_table import SignalTable
 
 
 @pytest.fixture

@@ -57,12 +57,10 @@ def features_of(shop: Shop, request: Request) -> tuple[Candidates, NDArray[np.fl
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_past_replayed_moment_by_moment_gives_the_features_of_the_live_path(seed: int) -> None:
+def test_a_past_replayed_gives_the_features_of_the_live_path(seed: int) -> None:
     history = mixed_past(seed)
     vectors, until_s = unit_rows(len(history.items)), T - 20 * DAY_S
     world = World(history, vectors)
-    for ts_s in np.unique(history.before(until_s).ts_s).tolist():
-        world.advance(ts_s + 1)
     world.advance(until_s)
     shop, profiles = lived(history, until_s, vectors)
     assert len(profiles) > 50
@@ -73,18 +71,6 @@ def test_a_past_replayed_moment_by_moment_gives_the_features_of_the_live_path(se
         np.testing.assert_array_equal(found.rows, served.rows)
         np.testing.assert_array_equal(found.ranks, served.ranks)
         np.testing.assert_array_equal(replayed, features)
-
-
-def test_a_past_replayed_in_one_go_knows_what_is_old_as_the_live_path_does() -> None:
-    history = draw_past(0)
-    until_s = T - 20 * DAY_S
-    world = World(history)
-    world.advance(until_s)
-    shop, _ = lived(history, until_s, unit_rows(len(history.items)))
-    rows = np.arange(len(history.items))
-    for name in ("short", "long"):
-        figures = world.shop.signals.decayed(name, rows, until_s)
-        np.testing.assert_allclose(figures, shop.signals.decayed(name, rows, until_s), rtol=0.03)
 
 
 def test_training_and_serving_call_the_same_functions() -> None:

@@ -5,6 +5,7 @@ armed, stops and kills them, starts them again, and judges what is on the topics
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from confluent_kafka.admin import OffsetSpec
 from recsys.catalogue import Item, encode_item, item_ref
 from recsys.events import Click, Event, Purchase, View, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
-from recsys.signals import Increment, Tally
+from recsys.signals import Increment, Signal, Tally, absorb
 from recsys.slates import decode_slate
 from streams import clients, topics
 from streams.embedded import Embedded
@@ -226,10 +227,13 @@ class Arena:
                 tally.add(event, before)
                 profiles[event.user] = after
         ids = {item_ref(item.item): item.item for item in ITEMS}
-        expected = _sums((ids[key] if isinstance(key, int) else key, inc) for key, inc in tally.increments())
+        expected = _figures((ids[key] if isinstance(key, int) else key, inc) for key, inc in tally.increments())
         decode = msgspec.msgpack.Decoder(Increment).decode
-        found = _sums(((r.key or b"").decode(), decode(r.value or b"")) for r in self.read("pairs"))
-        return sum(found.get(item) != sums for item, sums in expected.items()) + len(found.keys() - expected.keys())
+        found = _figures(((r.key or b"").decode(), decode(r.value or b"")) for r in self.read("pairs"))
+        nothing: dict[str, float] = {}
+        return sum(
+            not _alike(found.get(item, nothing), expected.get(item, nothing)) for item in found.keys() | expected.keys()
+        )
 
     def row(self, name: str, happened: int, events: Sequence[Event], *, passed: bool, **said: float | int | str) -> Row:
         """The row of a fault that may cost nothing. passed: that it happened, and what else is asked of it."""
@@ -290,14 +294,21 @@ def attempt(name: str, run: Callable[[], Row]) -> Row:
         return Row(name, 0, 0, 0, 0, passed=False, said={"error": f"{type(error).__name__}: {error}"})
 
 
-def _sums(increments: Iterable[tuple[str, Increment]]) -> dict[str, Counter[str]]:
-    """Increments by item, in hundredths: the smallest weight of a pair is .01, and whole numbers compare."""
-    sums: dict[str, Counter[str]] = {}
+def _figures(increments: Iterable[tuple[str, Increment]]) -> dict[str, dict[str, float]]:
+    """Per item, what the aggregator would make of them."""
+    signals: dict[str, Signal] = {}
     for item, inc in increments:
-        figures = {"interest": inc.interest, "buyers": inc.buyers, "repeats": inc.repeats, "shown": inc.shown}
-        for name, figure in (*figures.items(), *inc.partners):
-            sums.setdefault(item, Counter())[str(name)] += round(figure * 100)
-    return sums
+        signals[item] = absorb(signals.get(item, Signal()), inc)
+    return {
+        item: {name: getattr(signal, name) for name in Signal.__struct_fields__ if name != "neighbours"}
+        | {str(ref): weight for ref, weight in signal.neighbours}
+        for item, signal in signals.items()
+    }
+
+
+def _alike(one: dict[str, float], two: dict[str, float]) -> bool:
+    """But for the rounding of floats: other batches add in another order."""
+    return one.keys() == two.keys() and all(math.isclose(one[name], two[name], rel_tol=1e-9) for name in one)
 
 
 def make_events(count: int, users: int, seed: int) -> list[Event]:
