@@ -42,5 +42,5 @@ chaos: setup  ## every fault at real workers on a real Kafka, about 15 minutes (
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 lock:  ## resolve again after a change of dependencies
-	$(BIN)/uv pip compile pyproject.toml --extra bench --extra demo --extra dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra bench --extra demo --extra dev --extra plots --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --only-binary :all: --no-annotate --upgrade -o requirements.lock

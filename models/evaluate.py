@@ -7,7 +7,7 @@ favours the baseline. Accuracy never stands without variety beside it, nor varie
 What a moment is: `models/origins.py`. What the figures mean: `recsys/metrics.py`. Called by the command line.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ from models.judging import (
     draw_baskets,
     judge_accuracy,
     judge_bands,
+    regulars,
     sum_ndcg,
 )
 from models.origins import MIN_BUYERS, TASKS, WINDOW_S, Origin, Recommender, Task, make_origin
@@ -48,7 +49,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """One origin: its day, the catalogue's size, users with something to find."""
+    """One origin: its day, the catalogue's size, users with something to find who know MIN_ITEMS of it."""
 
     day: str
     items: int
@@ -83,7 +84,7 @@ def evaluate(
     history: History,
     source: str,
     origins_s: Sequence[int],
-    ours: Recommender | None = None,
+    ours: Mapping[str, Recommender] | None = None,
     min_buyers: int = MIN_BUYERS,
     vectors: NDArray[np.float32] | None = None,
     seed: int = 0,
@@ -91,21 +92,23 @@ def evaluate(
 ) -> Evaluation:
     """Judge the baselines, and ours if given, at every origin.
 
-    origins_s: unix seconds, ascending. vectors: (items, D) unit rows for text distances. seed: of the bootstrap and of
+    origins_s: unix seconds, ascending. ours: by setting; the first is what ratios and bands speak of, others are variants of it. vectors: (items, D) unit rows for text distances. seed: of the bootstrap and of
     the items drawn from larger baskets. Raises Misuse where an origin has nobody to ask.
     20 s for 260,000 events and 2,700 items, 2 min for 1.4 million and 6,000, without ours.
     """
     moments = []
     for done, at_s in enumerate(origins_s):
-        moments.append(make_origin(history, at_s, min_buyers))
+        make_origin(history, at_s, min_buyers)  # raises Misuse where there are newcomers only
+        moments.append(make_origin(history, at_s, min_buyers, min_items=0))
         step("origins", done + 1, len(origins_s))
     tuning = _earlier(history, origins_s[0] - WINDOW_S, min_buyers)
     answers: list[Lists] = []
     for done, family in enumerate(FAMILIES):
         answers += _ask_family(family, tuning, moments)
         step("baselines", done + 1, len(FAMILIES))
-    if ours is not None:
-        answers += _ask(ours, "", TASKS, moments, lambda done: step(f"asking {ours.name}", done, len(moments)))
+    ours = ours or {}
+    for setting, model in ours.items():
+        answers += _ask(model, setting, TASKS, moments, lambda done: step("asking ours", done, len(moments)))
 
     rng = np.random.default_rng(seed)
     shop = Shop(history, vectors)
@@ -115,7 +118,7 @@ def evaluate(
     bands: list[Band] = []
     for done, task in enumerate(TASKS):
         rows = [answer for answer in answers if answer.task == task]
-        accuracies, draws = judge_accuracy(rows, task, moments, rng)
+        accuracies, draws = judge_accuracy(rows, moments, rng)
         varieties = [shop.variety(row, moments) for row in rows]
         table += [
             Line(task, row.model, row.setting, accuracy, variety)
@@ -123,17 +126,17 @@ def evaluate(
         ]
         if baskets := draw_baskets(task, moments, rng):
             table.append(Line(task, BASKETS, baskets.setting, None, shop.variety(baskets, moments)))
-        baselines = range(len(rows) - (ours is not None))  # ours, if any, is the last
-        best = max(baselines, key=lambda at: accuracies[at].ndcg)
+        first = len(rows) - len(ours)  # of ours; before it are the baselines
+        best = max(range(first), key=lambda at: accuracies[at].ndcg)
         found[f"best_{task}"] = rows[best].model
-        if ours is not None and accuracies[best].ndcg > 0:
+        if ours and accuracies[best].ndcg > 0:
             drawn = draws[draws[:, best] > 0]  # a draw in which the baseline hits nothing has no ratio
-            found[f"ratio_{task}"] = accuracies[-1].ndcg / accuracies[best].ndcg
-            found[f"ratio_{task}_95"] = interval(drawn[:, -1] / drawn[:, best])
-            ease = next(at for at in baselines if rows[at].model == "EASE")
+            found[f"ratio_{task}"] = accuracies[first].ndcg / accuracies[best].ndcg
+            found[f"ratio_{task}_95"] = interval(drawn[:, first] / drawn[:, best])
+            ease = next(at for at in range(first) if rows[at].model == "EASE")
             if varieties[ease].overlap > 0:
-                overlaps.append(varieties[-1].overlap / varieties[ease].overlap)
-            bands += judge_bands(rows[-1], rows[best], moments, rng)
+                overlaps.append(varieties[first].overlap / varieties[ease].overlap)
+            bands += judge_bands(rows[first], rows[:first], moments, rng)
         step("judging", done + 1, len(TASKS))
     return msgspec.convert(
         {
@@ -142,7 +145,7 @@ def evaluate(
             "min_buyers": min_buyers,
             "tuned_at": tuning[0].day if tuning else None,
             "origins": [
-                Asked(origin.day, len(origin.rows), len(truth.places("new")), len(truth.places("all")))
+                Asked(origin.day, len(origin.rows), *(len(regulars(origin, truth, task)) for task in TASKS))
                 for origin, truth in moments
             ],
             "table": table,
@@ -190,12 +193,14 @@ def _ask(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Lists]:
     """One model's lists at all moments in the order of time, checked."""
-    answers = [Lists(task, model.name, setting, [], [t.places(task) for _, t in moments]) for task in tasks]
+    answers = [Lists(task, model.name, setting, [], [regulars(*at, task) for at in moments]) for task in tasks]
     for done, (origin, _) in enumerate(moments):
         for answer in answers:
-            lists = model.rank(origin, answer.task, K)
-            _check(lists, origin, answer)
-            answer.lists.append(lists[answer.places[done]])
+            ranked = model.rank(origin, answer.task, K)
+            lists = ranked[None] if ranked.ndim == 2 else ranked
+            for of_seed in lists:
+                _check(of_seed, origin, answer)
+            answer.lists.append(lists)
         progress(done + 1)
     return answers
 

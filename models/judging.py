@@ -36,7 +36,13 @@ from recsys.metrics import (
 K = 10
 LEVEL = 1  # of the category path, for entropy and calibration: below the department, above the shelf
 BASKETS = "real baskets"
-BANDS = ((MIN_ITEMS, 19), (20, 99), (100, np.inf))  # distinct items; who knows fewer is not asked
+BANDS = (
+    (0, 0),
+    (1, MIN_ITEMS - 1),
+    (MIN_ITEMS, 19),
+    (20, 99),
+    (100, np.inf),
+)  # distinct items; below 5 in no other figure
 Interval = tuple[float, float]  # 95 %
 Moment = tuple[Origin, Truth]
 
@@ -73,13 +79,14 @@ class Variety(msgspec.Struct, frozen=True, kw_only=True):
 class Band(msgspec.Struct, frozen=True):
     """Ours and the best baseline for users who know so many distinct items of the catalogue. users: of all origins.
 
-    ratio: None where the baseline finds nothing.
+    best: the baseline that is best for these users. ratio: None where it finds nothing.
     """
 
     task: Task
     items: str
     users: int
     ndcg: float
+    best: str
     ndcg_best: float
     ratio: float | None
     ratio_95: Interval | None
@@ -88,7 +95,8 @@ class Band(msgspec.Struct, frozen=True):
 class Lists(msgspec.Struct, frozen=True):
     """What one model answered at one task, per origin.
 
-    lists: (P, k) rows of items, -1 padded; places: the P users with something to find, as places in Origin.users.
+    lists: (S, U, k) rows of items, -1 padded, for S seeds and all of Origin.users; places: of them, those whom figures
+    speak of.
     """
 
     task: Task
@@ -98,14 +106,18 @@ class Lists(msgspec.Struct, frozen=True):
     places: list[list[int]]
 
 
+def regulars(origin: Origin, truth: Truth, task: Task) -> list[int]:
+    """The places of users with something to find who know enough for a taste."""
+    return [place for place in truth.places(task) if origin.known[place] >= MIN_ITEMS]
+
+
 def judge_accuracy(
-    rows: Sequence[Lists], task: Task, moments: Sequence[Moment], rng: np.random.Generator
+    rows: Sequence[Lists], moments: Sequence[Moment], rng: np.random.Generator
 ) -> tuple[list[Accuracy], NDArray[np.float64]]:
     """Each model's accuracy, and (draws, models) NDCG of resampled users: the same users for all models in a draw."""
     means, draws = [], []
     for at, (_, truth) in enumerate(moments):
-        hidden = _hidden(truth, task)
-        figures = np.array([[_figures(*pair) for pair in zip(r.lists[at].tolist(), hidden, strict=True)] for r in rows])
+        figures = np.array([_figures(row.lists[at], truth, row.task, row.places[at]) for row in rows])
         means.append(figures.mean(axis=1))
         draws.append(resample_means(figures[:, :, 0].T, rng))
     drawn = np.mean(draws, axis=0)
@@ -114,53 +126,62 @@ def judge_accuracy(
     return accuracies, drawn
 
 
-def judge_bands(ours: Lists, best: Lists, moments: Sequence[Moment], rng: np.random.Generator) -> list[Band]:
+def judge_bands(
+    ours: Lists, baselines: Sequence[Lists], moments: Sequence[Moment], rng: np.random.Generator
+) -> list[Band]:
     """Ours against the best baseline by what is known of a user; means over users, then over origins that have some."""
     found = []
     for low, high in BANDS:
         means, draws, users = [], [], 0
         for at, (origin, truth) in enumerate(moments):
-            known = origin.seen[ours.places[at]].sum(axis=1)
-            chosen = np.flatnonzero((known >= low) & (known <= high)).tolist()
-            if chosen:
-                hidden, pair = _hidden(truth, ours.task), (ours.lists[at], best.lists[at])
-                figures = np.array([[_figures(of[n].tolist(), hidden[n])[0] for of in pair] for n in chosen])
-                means.append(figures.mean(axis=0))
-                draws.append(resample_means(figures, rng))
-                users += len(chosen)
+            of_band = (origin.known >= low) & (origin.known <= high)
+            places = [place for place in truth.places(ours.task) if of_band[place]]
+            if places:
+                figures = [_figures(row.lists[at], truth, row.task, places)[:, 0] for row in (*baselines, ours)]
+                means.append(np.mean(figures, axis=1))
+                draws.append(resample_means(np.array(figures).T, rng))
+                users += len(places)
         if users:
-            (ndcg, ndcg_best), drawn = np.mean(means, axis=0).tolist(), np.mean(draws, axis=0)
-            drawn = drawn[drawn[:, 1] > 0]
-            ratio, ends = (ndcg / ndcg_best, interval(drawn[:, 0] / drawn[:, 1])) if ndcg_best else (None, None)
-            name = f"{low}–{high}" if np.isfinite(high) else f"{low}+"
-            found.append(Band(ours.task, name, users, ndcg, ndcg_best, ratio, ends))
+            (*of_baselines, ndcg), drawn = np.mean(means, axis=0).tolist(), np.mean(draws, axis=0)
+            best = int(np.argmax(of_baselines))
+            drawn = drawn[drawn[:, best] > 0]
+            ratio, ends = None, None
+            if of_baselines[best]:
+                ratio, ends = ndcg / of_baselines[best], interval(drawn[:, -1] / drawn[:, best])
+            name = f"{low}+" if high == np.inf else f"{low}–{high}" if high > low else f"{low}"
+            model, ndcg_best = baselines[best].model, of_baselines[best]
+            found.append(Band(ours.task, name, users, ndcg, model, ndcg_best, ratio, ends))
     return found
 
 
-def _figures(ranked: list[int], truth: set[int]) -> tuple[float, ...]:
-    """One user's figures, in the order of Accuracy, without the interval."""
-    shown = [row for row in ranked if row >= 0]
+def _figures(lists: NDArray[np.int64], truth: Truth, task: Task, places: Sequence[int]) -> NDArray[np.float64]:
+    """(places, figures in the order of Accuracy, without the interval): means over the seeds of lists (S, U, k)."""
     metrics = (ndcg_at_k, recall_at_k, average_precision_at_k, f1_at_k, hit_at_k)
-    return tuple(metric(shown, truth, K) for metric in metrics)
+    found = np.zeros((len(places), len(metrics)))
+    for ranked in lists[:, list(places)]:
+        for at, (row, place) in enumerate(zip(ranked.tolist(), places, strict=True)):
+            shown = [item for item in row if item >= 0]
+            found[at] += [metric(shown, truth.of(task)[place], K) for metric in metrics]
+    return found / len(lists)
 
 
 def sum_ndcg(answer: Lists, truth: Truth) -> float:
     """NDCG at the first moment, summed over users: enough to choose a setting by."""
-    return sum(_figures(*pair)[0] for pair in zip(answer.lists[0].tolist(), _hidden(truth, answer.task), strict=True))
-
-
-def _hidden(truth: Truth, task: Task) -> list[set[int]]:
-    return [items for items in truth.of(task) if items]
+    return float(_figures(answer.lists[0], truth, answer.task, answer.places[0])[:, 0].sum())
 
 
 def draw_baskets(task: Task, moments: Sequence[Moment], rng: np.random.Generator) -> Lists | None:
     """Ten items, drawn at random, of each real basket that has ten; None if a moment has not two such baskets."""
     answer = Lists(task, BASKETS, f"{K} items of larger ones", [], [])
-    for _, truth in moments:
+    for origin, truth in moments:
         large = [place for place, items in enumerate(truth.of(task)) if len(items) >= K]
+        large = [place for place in large if origin.known[place] >= MIN_ITEMS]
         if len(large) < 2:  # overlap is between users
             return None
-        answer.lists.append(np.array([rng.permutation(sorted(truth.of(task)[place]))[:K] for place in large]))
+        drawn = np.full((1, len(origin.users), K), -1)
+        for place in large:
+            drawn[0, place] = rng.permutation(sorted(truth.of(task)[place]))[:K]
+        answer.lists.append(drawn)
         answer.places.append(large)
     return answer
 
@@ -174,10 +195,11 @@ class Shop:
         self._vectors = vectors
 
     def variety(self, answer: Lists, moments: Sequence[Moment]) -> Variety:
-        """Means over lists, then over origins."""
+        """Means over lists, then over seeds and origins."""
         at_each = [
-            self._at(lists, places, origin)
-            for lists, places, (origin, _) in zip(answer.lists, answer.places, moments, strict=True)
+            self._at(lists[places], places, origin)
+            for of_seeds, places, (origin, _) in zip(answer.lists, answer.places, moments, strict=True)
+            for lists in of_seeds
         ]
         return Variety(**{name: float(np.mean([one[name] for one in at_each])) for name in at_each[0]})
 

@@ -32,6 +32,7 @@ class Origin(msgspec.Struct, frozen=True):
     rows: (C,) int64, the catalogue as rows of history.items, ascending. users: (U,) int64, who is asked, ascending.
     user, column, ts_s: (P,) the catalogue's purchases before at_s in time order, column an index into rows.
     counts: (all users, C) float32 CSR, how often who bought what. seen: (U, C) bool, what the asked have bought.
+    known: (U,) int64, how many distinct items that is.
     """
 
     history: History
@@ -43,6 +44,7 @@ class Origin(msgspec.Struct, frozen=True):
     ts_s: NDArray[np.int64]
     counts: sparse.csr_matrix
     seen: NDArray[np.bool_]
+    known: NDArray[np.int64]
 
     @property
     def day(self) -> str:
@@ -76,15 +78,18 @@ class Recommender(Protocol):
     def rank(self, origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
         """(U, k) rows of history.items for origin.users, best first, from origin.rows only, no item twice.
 
+        (S, U, k) of one that was fitted from several seeds: its figures are means over them.
         -1 pads a list that has nothing more to show. For the task new, nothing the user has bought.
         """
         ...
 
 
-def make_origin(history: History, at_s: int, min_buyers: int = MIN_BUYERS) -> tuple[Origin, Truth]:
+def make_origin(
+    history: History, at_s: int, min_buyers: int = MIN_BUYERS, min_items: int = MIN_ITEMS
+) -> tuple[Origin, Truth]:
     """The moment and its truth. Raises Misuse where nobody can be asked.
 
-    Truth is the first session within four weeks that holds an item of the catalogue (for new: one the user had not
+    min_items: distinct items of the catalogue that a user must know to be asked. Truth is the first session within four weeks that holds an item of the catalogue (for new: one the user had not
     bought): its distinct items of that kind.
     """
     bought = history.purchases()
@@ -101,17 +106,18 @@ def make_origin(history: History, at_s: int, min_buyers: int = MIN_BUYERS) -> tu
     counts.sum_duplicates()
 
     window = bought.between(at_s, at_s + WINDOW_S)
-    can_hit = (column_of[window.item] >= 0) & (np.diff(counts.indptr) >= MIN_ITEMS)[window.user]
+    can_hit = (column_of[window.item] >= 0) & (np.diff(counts.indptr) >= min_items)[window.user]
     repeat = np.isin(window.user.astype(np.int64) * n + window.item, pairs)
     every, fresh = _first_session(window.take(can_hit)), _first_session(window.take(can_hit & ~repeat))
     if not fresh:
         day = datetime.fromtimestamp(at_s, UTC).date()
         raise Misuse(
-            f"at {day} there is nobody to ask: no user knew {MIN_ITEMS} of the {len(rows)} items with {min_buyers} or "
+            f"at {day} there is nobody to ask: no user knew {min_items} of the {len(rows)} items with {min_buyers} or "
             "more buyers and bought another in the 28 days after; choose an origin inside the data, or lower "
             "--min-buyers"
         )
     users = np.array(sorted(every), np.int64)
+    seen = counts[users].toarray() > 0
     origin = Origin(
         history,
         at_s,
@@ -121,7 +127,8 @@ def make_origin(history: History, at_s: int, min_buyers: int = MIN_BUYERS) -> tu
         column[known],
         past.ts_s[known],
         counts,
-        counts[users].toarray() > 0,
+        seen,
+        seen.sum(axis=1),
     )
     return origin, Truth([every[user] for user in users.tolist()], [fresh.get(user, set()) for user in users.tolist()])
 

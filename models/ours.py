@@ -29,33 +29,65 @@ from recsys.scoring import Ask, Score, Scored
 BATCH = 64  # users a call, as a busy ranker would
 
 
+class Scorers:
+    """The scorers of the newest moment asked for, one a seed; fitted once for all who make lists with them.
+
+    Moments must come in the order of time: history is replayed once.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        vectors: NDArray[np.float32],
+        policy: Policy,
+        settings: TrainSettings,
+        step: Step,
+        seeds: int = 1,
+    ) -> None:
+        """policy: of how many candidates, from which sources, training lists are made."""
+        self.learner = Learner(history, vectors, settings, step, policy)
+        self._seeds = range(settings.seed, settings.seed + seeds)
+        self._at_s, self._scores = -1, list[Score]()
+
+    def at(self, at_s: int) -> list[Score]:
+        """The scorers as of a moment, to which the learner's world is advanced."""
+        if at_s != self._at_s:
+            self.learner.live_until(at_s)
+            self._at_s = at_s
+            self._scores = []
+            for seed in self._seeds:
+                with tempfile.TemporaryDirectory() as folder:
+                    self.learner.fit(seed=seed).save(Path(folder))
+                    self._scores.append(_undegraded(Ladder(Path(folder), NAMES)))
+        return self._scores
+
+
 class Ours:
-    """A Recommender. Origins must come in the order of time: history is replayed once."""
+    """A Recommender: the lists of one policy."""
 
     name = "slatecast"
 
-    def __init__(
-        self, history: History, vectors: NDArray[np.float32], policy: Policy, settings: TrainSettings, step: Step
-    ) -> None:
-        self._learner = Learner(history, vectors, settings, step, policy)
-        self._policy, self._at_s = policy, -1
+    def __init__(self, scorers: Scorers, policy: Policy) -> None:
+        self._scorers, self._policy = scorers, policy
 
     def rank(self, origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
-        """(U, k) rows, -1 padded; see `models.origins.Recommender`."""
-        world = self._learner.world
-        if origin.at_s != self._at_s:
-            self._learner.live_until(origin.at_s)
-            self._at_s = origin.at_s
-            with tempfile.TemporaryDirectory() as folder:
-                self._learner.fit().save(Path(folder))
-                self._ladder = Ladder(Path(folder), NAMES)
-        return show(world, self._learner.sources, self._score, self._policy, origin, task, k)
+        """(seeds, U, k) rows, -1 padded; see `models.origins.Recommender`."""
+        scores, learner = self._scorers.at(origin.at_s), self._scorers.learner
+        return np.stack(
+            [show(learner.world, learner.sources, score, self._policy, origin, task, k) for score in scores]
+        )
 
-    def _score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
-        scored = self._ladder.score(asks, vectors)
+
+def _undegraded(ladder: Ladder) -> Score:
+    """The ladder's first step, or an error: the figures must be of the scorer they name."""
+
+    def score(asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
+        scored = ladder.score(asks, vectors)
         if scored.degraded_reason:
             raise ModelRejected(f"a lesser scorer would be judged: {scored.degraded_reason}")
         return scored
+
+    return score
 
 
 def show(

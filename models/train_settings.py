@@ -21,7 +21,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     hidden: tuple[int, ...] = (64, 32)  # of the network beside the linear part; () for none
     dropout: float = 0.2
     batch: int = 64  # lists
-    dim: int = 384  # of the whitened vectors: worth rises up to all 384 of MiniLM
+    dim: int = 384  # of the whitened vectors: worth rises up to all 384 of MiniLM; 0 for lists without texts
+    whiten: bool = True  # false: the tower's vectors as they are; for comparison
     warm_up_days: int = 56  # of history before the first cut: one half-life of the slow signals
     items: int = 6000  # in item models, those with most buyers: time grows with the cube
     penalty: float = 300.0  # λ of item models; 1000 is as good

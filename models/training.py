@@ -46,7 +46,12 @@ def train(
     """Train on all of a history and make the release the champion. Raises Misuse where there is too little."""
     texts = [item_text(item) for item in history.items]
     side = build_text(
-        home, texts, source=tower, dim=settings.dim, progress=lambda done, of: step("embedding items", done, of)
+        home,
+        texts,
+        source=tower,
+        dim=settings.dim,
+        whiten=settings.whiten,
+        progress=lambda done, of: step("embedding items", done, of),
     )
     end_s = int(history.ts_s[-1]) + 1
     learner = Learner(history, side.vectors, settings, step)
@@ -147,9 +152,11 @@ class Learner:
         """The lists of the last cut."""
         return self._weeks[-1]
 
-    def fit(self, hold_out: int = 0) -> Fitted:
-        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed."""
+    def fit(self, hold_out: int = 0, seed: int | None = None) -> Fitted:
+        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed, by default that of settings."""
         lists, settings = join(self._weeks[: len(self._weeks) - hold_out]), self._settings
+        if seed is not None:
+            settings = msgspec.structs.replace(settings, seed=seed)
         linear = fit(lists, msgspec.structs.replace(settings, hidden=()), self._step)
         network = fit(lists, settings, self._step) if settings.hidden else linear
         net = None

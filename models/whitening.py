@@ -45,6 +45,11 @@ def fit_whitening(vectors: NDArray[np.float32], dim: int) -> Whitening:
     return Whitening(mean.astype(np.float32), matrix[:, :dim].astype(np.float32))
 
 
+def keep_as_is(width: int, dim: int) -> Whitening:
+    """No whitening, in the same form: the first `dim` of `width` dimensions, to unit length."""
+    return Whitening(np.zeros(width, np.float32), np.eye(width, min(dim, width), dtype=np.float32))
+
+
 def shrinkage(count: int, width: int) -> float:
     """The sphere's share of a covariance of `count` vectors of `width`: D² / (D² + N²).
 

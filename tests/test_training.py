@@ -20,7 +20,7 @@ from models.export import default_weights, export_tower
 from models.history import History
 from models.item_vectors import build_text
 from models.origins import make_origin
-from models.ours import Ours
+from models.ours import Ours, Scorers
 from models.registry import Release, champion, open_release, publish
 from models.scorer import Network
 from models.sequence_tower import TRAIL_PADDED, pad_trails
@@ -288,13 +288,14 @@ def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> Non
 
 def test_our_lists_keep_the_protocols_rules_at_every_origin(drawn: History) -> None:
     settings = msgspec.structs.replace(SMALL, warm_up_days=14, epochs=1)
-    ours = Ours(drawn, unit_rows(len(drawn.items)), Policy(), settings, silent)
+    ours = Ours(Scorers(drawn, unit_rows(len(drawn.items)), Policy(), settings, silent, seeds=2), Policy())
     for at_s in (T, T + 14 * DAY_S):
         origin, truth = make_origin(drawn, at_s)
-        every = ours.rank(origin, "all", 10)
-        fresh = ours.rank(origin, "new", 10)
-        assert every.shape == fresh.shape == (len(origin.users), 10)
-        np.testing.assert_array_equal(ours.rank(origin, "new", 10), fresh)
+        of_seeds = ours.rank(origin, "all", 10)
+        assert of_seeds.shape == (2, len(origin.users), 10)
+        assert (of_seeds[0] != of_seeds[1]).any()
+        every, (fresh, _) = of_seeds[0], ours.rank(origin, "new", 10)
+        np.testing.assert_array_equal(ours.rank(origin, "new", 10)[0], fresh)
         for place, lists in enumerate(zip(every.tolist(), fresh.tolist(), strict=True)):
             for rows in lists:
                 shown = [row for row in rows if row >= 0]

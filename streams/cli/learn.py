@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
 from recsys.catalogue import item_text
 from recsys.errors import Misuse
-from streams.cli.options import connection_options, json_option, print_json, stderr, steps
+from recsys.policy import Policy, Share
+from streams.cli.options import changed, connection_options, json_option, print_json, set_option, stderr, steps
 from streams.settings import Settings
 
 if TYPE_CHECKING:  # the models come with SciPy, and `slatecast --help` must not wait for it
@@ -28,10 +31,26 @@ TASKS = {"new": "what the user had not bought before", "all": "repeats count too
 @click.option("--min-buyers", type=click.IntRange(min=1), help="Rank items with so many buyers before the moment"
               f"  [5; completejourney {JOURNEY_MIN_BUYERS}]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="Fit ours so often; figures are"
+              " means over the fits.")  # fmt: skip
+@click.option("--tower", type=click.Path(path_type=Path), help="Text tower, as of `train`.")
+@click.option("--strengths", metavar="S,…", default="", help="Judge ours with these strengths of diversity too.")
+@click.option("--plots", type=click.Path(path_type=Path), help="Draw frontier.svg and bands.svg into this folder.")
+@set_option
 @connection_options
 @json_option
 def evaluate(
-    settings: Settings, source: str, origins: str | None, min_buyers: int | None, seed: int, as_json: bool
+    settings: Settings,
+    source: str,
+    origins: str | None,
+    min_buyers: int | None,
+    seed: int,
+    seeds: int,
+    tower: Path | None,
+    strengths: str,
+    plots: Path | None,
+    changes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Judge recommendations by what users bought next, at moments in the past.
 
@@ -44,15 +63,20 @@ def evaluate(
 
     \b
     Example:  slatecast evaluate shop/ --origins 2011-09-02,2011-09-16
-              slatecast evaluate completejourney --json
+              slatecast evaluate completejourney --seeds 3 --strengths 0,0.3,0.6 --plots plots/
     """
     from models.evaluate import evaluate as judge
     from models.history import JOURNEY, read_history, sold_items
     from models.item_vectors import build_text
     from models.origins import default_origins, parse_origins
-    from models.ours import Ours
+    from models.ours import Ours, Scorers
+    from models.plots import check_plots, plot
     from models.train_settings import TrainSettings
 
+    chosen = changed(changes, TrainSettings)
+    policies = {"": settings.policy} | _variants(settings.policy, strengths)
+    if plots:
+        check_plots()
     asked = parse_origins(origins) if origins else None
     with stderr.status(f"reading {source}"):
         history = read_history(source)
@@ -65,17 +89,41 @@ def evaluate(
         if not sold.any():
             raise Misuse(f"no item has {least} buyers, so there is nobody to ask; lower --min-buyers")
         texts = [item_text(item) for item, enough in zip(history.items, sold.tolist(), strict=True) if enough]
-        side = build_text(Path(settings.home), texts, progress=lambda done, of: step("embedding items", done, of))
+        side = build_text(
+            Path(settings.home),
+            texts,
+            source=tower,
+            dim=chosen.dim,
+            whiten=chosen.whiten,
+            progress=lambda done, of: step("embedding items", done, of),
+        )
         vectors = np.zeros((len(history.items), side.vectors.shape[1]), np.float32)
         vectors[sold] = side.vectors
-        ours = Ours(history, vectors, settings.policy, TrainSettings(), step)
-        result = judge(history, source, asked, ours, min_buyers=least, vectors=vectors, seed=seed, step=step)
+        scorers = Scorers(history, vectors, settings.policy, chosen, step, seeds)
+        ours = {name: Ours(scorers, policy) for name, policy in policies.items()}
+        known = vectors if chosen.dim else None
+        result = judge(history, source, asked, ours, min_buyers=least, vectors=known, seed=seed, step=step)
+    if plots:
+        plot(result, plots)
     if as_json:
         print_json(result)
         return
     if source == JOURNEY:
         click.echo("data: 84.51° Complete Journey (may be simulated)")
     _show(result)
+
+
+def _variants(policy: Policy, strengths: str) -> dict[str, Policy]:
+    """The policy at other strengths of diversity, by name. Raises Misuse."""
+    variants = {}
+    for text in filter(None, strengths.split(",")):
+        try:
+            strength = msgspec.convert(text.strip(), Share, strict=False)
+        except msgspec.ValidationError as error:
+            raise Misuse(f"--strengths {strengths}: {error}; write numbers from 0 to 1 as 0,0.3,0.6") from None
+        method = policy.diversity if strength else "none"
+        variants[f"strength {strength:g}"] = replace(policy, strength=strength, diversity=method)
+    return variants
 
 
 def least_buyers(source: str) -> int:
@@ -107,7 +155,7 @@ def _show(result: "Evaluation") -> None:
     for band in result.bands:
         said = "no ratio, the best baseline finds nothing"
         if band.ratio is not None and band.ratio_95 is not None:
-            said = f"{band.ratio:.3f} ({band.ratio_95[0]:.3f} to {band.ratio_95[1]:.3f})"
+            said = f"{band.ratio:.3f} ({band.ratio_95[0]:.3f} to {band.ratio_95[1]:.3f}) times {band.best}"
         console.print(f"  {band.task}, {band.users} users who know {band.items} items: {said}")
     if result.overlap_ratio is not None:
         console.print(f"overlap between users: ours is {result.overlap_ratio:.2f} times that of EASE")

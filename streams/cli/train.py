@@ -2,16 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import TypeVar
 
 import click
-import msgspec
 
 from recsys.errors import Misuse
-from streams.cli.options import connection_options, json_option, print_json, stderr, steps
+from streams.cli.options import changed, connection_options, json_option, print_json, set_option, stderr, steps
 from streams.settings import Settings
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 
 @click.command()
@@ -20,9 +16,7 @@ T = TypeVar("T", bound=msgspec.Struct)
     "--tower", type=click.Path(path_type=Path), help="Text tower: of `slatecast export`, or a Hugging Face folder."
 )
 @click.option("--min-buyers", default=5, show_default=True, help="Leave out items that fewer distinct users bought.")
-@click.option(
-    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="A training setting; --set help lists them."
-)
+@set_option
 @connection_options
 @json_option
 def train(
@@ -41,7 +35,7 @@ def train(
     from models.train_settings import TrainSettings
     from models.training import train
 
-    chosen = _settings(changes, TrainSettings)
+    chosen = changed(changes, TrainSettings)
     with stderr.status(f"reading {source}"):
         history = read_history(source)
         history = only_items(history, sold_items(history, min_buyers))
@@ -55,13 +49,3 @@ def train(
     stderr.print(f"release {release.id} in {release.folder}")
     for name, value in release.manifest.metrics.items():
         stderr.print(f"  {name:28} {value:.4f}   (newest cut, held out)")
-
-
-def _settings(changes: tuple[str, ...], kind: type[T]) -> T:
-    """Settings with some values changed. Raises Misuse naming those there are."""
-    values = dict(change.partition("=")[::2] for change in changes)
-    try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join(f"{f.name}={f.default}" for f in msgspec.structs.fields(kind))
-        raise Misuse(f"--set: {error}. Settings and their defaults: {known}") from None
