@@ -156,6 +156,17 @@ class SearchIntent:
         return self._index.nearest(context, vector, limit) if vector is not None else _NOTHING
 
 
+class SearchWords:
+    """What has the words of the newest search: a model number, a brand, what a vector smooths over."""
+
+    name = "search_words"
+
+    def find(self, context: Context, limit: int) -> Found:
+        """By cosine of title and search; nothing when this moment has no search."""
+        words, query = context.shop.catalogue.words, context.request.query
+        return Found(*words.search(words.query(query), limit)) if query else _NOTHING
+
+
 class NewItems:
     """What came into the shop lately, in the categories of the user first: an item without a past has no neighbours."""
 
@@ -232,6 +243,7 @@ def default_sources(policy: Policy, index: "VectorIndex | None" = None) -> tuple
         Learned("again"),
         Learned("fresh", unseen=True),
         SearchIntent(index),
+        SearchWords(),
         SimilarText(index),
         Trending(),
         NewItems(policy.new_days),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recsys.errors import BadEvent
 from recsys.events import Amount, Id, TsMs, decode_with
+from recsys.lexical import Lexicon
 
 ITEM_SCHEMA = "slatecast.item.v1"
 Short = Annotated[str, Meta(max_length=1000)]
@@ -97,13 +98,14 @@ class Catalogue:
     category: (N, 3) int32, codes of the path's first three levels as prefixes, -1 where there is none
     brand: (N,) int32, -1 without one;  log_price: (N,) float32, NaN where unknown
     first_s: (N,) float64 seconds, NaN where unknown;  available: (N,) bool
-    vectors: (N, D) float32 unit text vectors, zero until the tower has seen the item
+    vectors: (N, D) float32 unit text vectors, zero until the tower has seen the item;  words: of the titles
     """
 
     def __init__(self, items: Iterable[Item] = (), dim: int = 0) -> None:
         self.items: list[Item] = []
         self.row_of_ref: dict[int, int] = {}
         self.version = 0  # counts changes: part of what a slate says made it
+        self.words = Lexicon()
         self.embedded: list[int] = []  # rows in the order in which their vectors were set
         self._codes: dict[str, int] = {}
         self._allocate(1024, dim)
@@ -142,6 +144,7 @@ class Catalogue:
                 self._allocate(2 * row, self.vectors.shape[1])
         elif item_text(self.items[row]) != item_text(item):
             self.set_vectors([row], np.zeros((1, self.vectors.shape[1]), np.float32))  # the old one is no longer true
+        self.words.put(row, item.title)
         self.items[row] = item
         path = item.category.split(" > ") if item.category else []
         for level in range(3):

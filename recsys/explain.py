@@ -87,6 +87,7 @@ _REASON: dict[str, Callable[[Context, int], str]] = {
     "fresh_unseen": partial(_follows, "fresh"),
     "similar_text": _similar,
     "search_intent": _search,
+    "search_words": _search,
     "trending": _trending,
     "new_items": _new,
     "browse": _browse,

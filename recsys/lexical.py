@@ -3,8 +3,8 @@
 What a language model's vector smooths over, a word says exactly: a model number, a brand, the one thing asked for. On
 Online Retail the words of titles alone are worth as much for new items as MiniLM whitened (docs/experiments.md). No
 language is assumed: scripts written without spaces are read by pairs of signs. Terms are numbers by a stable hash, so
-memory is bounded whatever comes. What text stands for an item is for the caller to say. Called by `slatecast bench
-texts`; no source and no feature asks it yet.
+memory is bounded whatever comes. What text stands for an item is for the caller to say: a catalogue takes titles, for
+sources and features.
 """
 
 import re

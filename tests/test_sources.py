@@ -31,6 +31,7 @@ from recsys.candidates import (
     Found,
     NewItems,
     SearchIntent,
+    SearchWords,
     SimilarText,
     Source,
     default_sources,
@@ -55,7 +56,7 @@ def a_moment(seed: int, count: int = 60) -> Context:
         catalogue.vectors[:count] = twins
     shop, profiles = live(catalogue, crowd(seed, count), batch=50)
     shop = msgspec.structs.replace(shop, item_models=draw_item_models(catalogue, seed))
-    return look(shop, profiles["u0"], catalogue.vectors[3])
+    return look(shop, profiles["u0"], catalogue.vectors[3], query="thing")
 
 
 # --- the battery ------------------------------------------------------------------------------------------------------
@@ -163,6 +164,16 @@ def test_similar_text_is_near_the_recent_items_and_search_near_the_query() -> No
     asked = SearchIntent().find(look(shop, remember(searched("x")), catalogue.vectors[1]), 2)
     assert names(catalogue, asked.rows) == ["i1", "i3"]
     assert not len(SearchIntent().find(look(shop, remember(searched("x"))), 2).rows)
+
+
+def test_a_search_finds_the_word_that_a_vector_smooths_over() -> None:
+    catalogue = Catalogue(Item(item=f"i{n}", title=title) for n, title in enumerate(("Drill GSB 120", "Drill", "Saw")))
+    shop, _ = live(catalogue)
+    found = SearchWords().find(look(shop, remember(), query="gsb drill"), 10)
+    assert names(catalogue, found.rows) == ["i0", "i1"]
+    assert not len(SearchWords().find(look(shop, remember()), 10).rows)
+    catalogue.upsert(Item(item="i2", title="Saw GSB 9"))
+    assert names(catalogue, SearchWords().find(look(shop, remember(), query="GSB 9"), 10).rows) == ["i2", "i0"]
 
 
 def test_another_index_stands_behind_the_same_door() -> None:
