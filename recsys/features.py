@@ -23,7 +23,6 @@ NAMES: tuple[str, ...] = (
     "text_taste",
     "text_nearest",
     "text_query",
-    "words_taste",
     "words_query",
     "interest_long",
     "interest_short",
@@ -103,13 +102,12 @@ def _text(context: Context, rows: NDArray[np.int64]) -> list[Column]:
     of_candidates = vectors[rows]
     taste, query = taste_vector(context), context.request.query_vector
     silent = np.zeros(len(rows))
-    words, asked = context.shop.catalogue.words, context.request.query
+    words, asked = context.shop.catalogue.words, context.request.query  # what recent titles share adds nothing
     nearest = (of_candidates @ vectors[context.recent].T).max(axis=1) if len(context.recent) else silent
     return [
         of_candidates @ taste if taste is not None else silent,
         nearest,
         of_candidates @ query if query is not None else silent,
-        words.cosines(words.taste(context.recent, context.emphasis), rows),
         words.cosines(words.query(asked), rows) if asked else silent,
     ]
 

@@ -244,16 +244,10 @@ def test_texts_compared_with_taste_nearest_and_query() -> None:
     assert found["text_query"] == pytest.approx([0.6, 0.8, 0, 1])
 
 
-def test_words_compared_with_those_of_recent_titles_and_of_the_search() -> None:
-    titles = ("red mug", "red hat", "garden chair", "red mug")
-    shop, _ = live(Catalogue(Item(item=f"i{n}", title=title) for n, title in enumerate(titles)))
-    found = columns(look(shop, remember(clicked("i0"))))
-    assert found["words_taste"][[0, 3]] == pytest.approx([1, 1])
-    assert 0 < found["words_taste"][1] < 1
-    assert found["words_taste"][2] == 0
-    assert not found["words_query"].any()
-    asked = columns(look(shop, remember(clicked("i0")), query="chair"))
-    assert asked["words_query"] == pytest.approx([0, 0, np.sqrt(1 / 2), 0])
+def test_words_compared_with_those_of_the_search() -> None:
+    shop, _ = live(Catalogue(Item(item=f"i{n}", title=title) for n, title in enumerate(("red mug", "garden chair"))))
+    assert not columns(look(shop))["words_query"].any()
+    assert columns(look(shop, query="chair"))["words_query"] == pytest.approx([0, np.sqrt(1 / 2)])
 
 
 def test_what_the_crowd_says_of_an_item() -> None:
