@@ -85,7 +85,7 @@ def make_lists(
     """
     world.advance(cut_s)
     labels = next_sessions(world.history, cut_s, until_s)
-    users = np.array(sorted(user for user in labels if user in world.profiles), np.int64)
+    users = np.array(sorted(labels), np.int64)  # who comes for the first time too: a list is made for them as well
     asks, bought = [], []
     for user in rng.permutation(users)[:per_cut].tolist():
         ask = ask_of(world, user, sources, policy)
