@@ -136,7 +136,7 @@ class Learner:
             days = (until_s - int(history.ts_s[0])) // DAY_S
             raise Misuse(
                 f"{days} days of history gave {len(self._weeks)} weeks of lists to learn from, two are needed: lists "
-                f"are made weekly after {settings.warm_up_days} days of warm-up, for users who come back within four "
+                f"are made weekly after {settings.warm_up_days} days of warm-up, for users who buy within four "
                 "weeks; load more history, or lower warm_up_days"
             )
 

@@ -150,9 +150,15 @@ def test_a_moment_gives_as_many_lists_as_asked_drawn_by_the_seed(drawn: History)
     assert few.features.shape != others.features.shape or (few.features != others.features).any()
 
 
-def test_a_moment_at_which_nobody_comes_back_gives_no_lists() -> None:
-    history = past([(0, 0, -9), (1, 1, 9)], items=2)  # user 1 has no past, user 0 no future
+def test_a_moment_after_which_nobody_buys_what_is_known_gives_no_lists() -> None:
+    history = past([(0, 0, -9), (1, 1, 9)], items=2)  # user 0 has no future, and item 1 no past
     assert columns(make(history, T, T + 20 * DAY_S))[3].tolist() == []
+
+
+def test_who_comes_for_the_first_time_gives_a_list_too() -> None:
+    history = past([(0, 0, -9), (1, 0, 9)], items=2)
+    lists = make(history, T, T + 20 * DAY_S)
+    assert (lists.rows.tolist(), lists.bought.tolist(), lists.seen.tolist()) == ([0], [True], [False])
 
 
 def test_lists_are_joined_end_to_end() -> None:
@@ -263,10 +269,10 @@ def test_too_little_history_is_said_with_what_would_do(weeks: int, warm_up_days:
         learner.live_until(int(history.ts_s[-1]) + 1)
 
 
-def test_a_history_in_which_nobody_comes_back_is_too_little() -> None:
-    history = past([(user, user % 9, user - 200.0) for user in range(200)], items=9)
+def test_a_history_no_longer_than_the_warm_up_is_too_little() -> None:
+    history = past([(user, user % 9, user - 40.0) for user in range(40)], items=9)
     learner = Learner(history, unit_rows(len(history.items)), SMALL, silent)
-    with pytest.raises(Misuse, match="200 days of history gave 0 weeks"):
+    with pytest.raises(Misuse, match="40 days of history gave 0 weeks"):
         learner.live_until(T)
 
 
