@@ -39,13 +39,18 @@ Step = Callable[[str, int, int], None]  # (what, done, of)
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One model at one task. Real baskets have no accuracy: they are what is to be found."""
+    """One model at one task. Real baskets have no accuracy: they are what is to be found.
+
+    ratio: NDCG over that of the task's best baseline, with a paired 95 % interval; None where that finds nothing.
+    """
 
     task: Task
     model: str
     setting: str
     accuracy: Accuracy | None
     variety: Variety
+    ratio: float | None = None
+    ratio_95: Interval | None = None
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -120,19 +125,18 @@ def evaluate(
         rows = [answer for answer in answers if answer.task == task]
         accuracies, draws = judge_accuracy(rows, moments, rng)
         varieties = [shop.variety(row, moments) for row in rows]
-        table += [
-            Line(task, row.model, row.setting, accuracy, variety)
-            for row, accuracy, variety in zip(rows, accuracies, varieties, strict=True)
-        ]
-        if baskets := draw_baskets(task, moments, rng):
-            table.append(Line(task, BASKETS, baskets.setting, None, shop.variety(baskets, moments)))
         first = len(rows) - len(ours)  # of ours; before it are the baselines
         best = max(range(first), key=lambda at: accuracies[at].ndcg)
         found[f"best_{task}"] = rows[best].model
-        if ours and accuracies[best].ndcg > 0:
-            drawn = draws[draws[:, best] > 0]  # a draw in which the baseline hits nothing has no ratio
-            found[f"ratio_{task}"] = accuracies[first].ndcg / accuracies[best].ndcg
-            found[f"ratio_{task}_95"] = interval(drawn[:, first] / drawn[:, best])
+        lines = [
+            Line(task, row.model, row.setting, accuracy, variety, *_ratio(accuracies, draws, at, best))
+            for at, (row, accuracy, variety) in enumerate(zip(rows, accuracies, varieties, strict=True))
+        ]
+        table += lines
+        if baskets := draw_baskets(task, moments, rng):
+            table.append(Line(task, BASKETS, baskets.setting, None, shop.variety(baskets, moments)))
+        if ours:
+            found |= {f"ratio_{task}": lines[first].ratio, f"ratio_{task}_95": lines[first].ratio_95}
             ease = next(at for at in range(first) if rows[at].model == "EASE")
             if varieties[ease].overlap > 0:
                 overlaps.append(varieties[first].overlap / varieties[ease].overlap)
@@ -155,6 +159,16 @@ def evaluate(
         },
         Evaluation,
     )
+
+
+def _ratio(
+    accuracies: Sequence[Accuracy], draws: NDArray[np.float64], at: int, best: int
+) -> tuple[float, Interval] | tuple[None, None]:
+    """NDCG of one model over that of another; paired, since a draw has the same users for both."""
+    if not accuracies[best].ndcg:
+        return None, None
+    drawn = draws[draws[:, best] > 0]  # a draw in which the other hits nothing has no ratio
+    return accuracies[at].ndcg / accuracies[best].ndcg, interval(drawn[:, at] / drawn[:, best])
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from recsys.candidates import Source, gather
 from recsys.context import Request, Shop, see
 from recsys.diversify import diversify
 from recsys.explain import explain
+from recsys.exposure import price_exposure
 from recsys.features import compute_features
 from recsys.filters import filter_candidates
 from recsys.fusion import cut, reciprocal_rank, shortlist
@@ -65,7 +66,8 @@ def recommend(
         visit = follow_visit(context, found.rows)
         if visit is not None:
             relevance = relevance + policy.intent * visit.pull
-        relevance = relevance - policy.exposure_penalty * shop.signals.overexposure(found.rows, context.request.now_s)
+        shown = policy.slate_size * shop.signals.shown_share(found.rows, context.request.now_s)
+        relevance = relevance - price_exposure(relevance, shown, policy.exposure_penalty)
         size = max(policy.shortlist, policy.slate_size)  # a long list needs a shortlist as long
         short = shortlist(relevance, found.ranks, size, policy.voices)
         vectors = shop.catalogue.vectors[found.rows[short]]

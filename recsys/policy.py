@@ -25,7 +25,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     voices: Count = 3  # best items of every source that reach the shortlist whatever their score
     diversity: Literal["none", "mmr", "dpp"] = "dpp"
     strength: Share = 0.15  # 0 = relevance only
-    exposure_penalty: Annotated[float, Meta(ge=0, le=10)] = 0.05  # η of docs/decisions.md: score - η·log(1 + e/ē)
+    # What an item that all lists show would lose of its probability to stay (recsys/exposure.py). 0 = all may be alike.
+    exposure_penalty: Annotated[float, Meta(ge=0, le=1000)] = 1.0
     intent: Annotated[float, Meta(ge=0, le=100)] = 2.0  # weight of the live visit's pull, in logits
     cooldown_h: Annotated[float, Meta(ge=0)] = 4.0  # a bought item is not offered again for so long
     fatigue_shown: Count = 3  # shown so often in a week without a touch: no longer a candidate

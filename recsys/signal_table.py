@@ -33,7 +33,7 @@ class SignalTable:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self.version = 0
-        self._minute, self._top, self._mean_exposure = -1, np.empty(0, np.int64), 0.0
+        self._minute, self._top, self._shown = -1, np.empty(0, np.int64), 1.0
         self._of_category: Figures = np.zeros(1)
         self._allocate(len(catalogue.available))
 
@@ -61,11 +61,22 @@ class SignalTable:
         self._renew(now_s)
         return self._top[:limit]
 
-    def overexposure(self, rows: NDArray[np.int64], now_s: float) -> NDArray[np.float64]:
-        """log(1 + e / mean e) of some rows: how much oftener than the average item each was shown lately: (C,)."""
+    def shown_share(self, rows: NDArray[np.int64], now_s: float) -> NDArray[np.float64]:
+        """Which part of all that was shown lately was this item: (C,) float64 in [0, 1]."""
         self._renew(now_s)
-        # .1: while hardly anything was shown, one showing is no reason for a penalty.
-        return np.log1p(self.decayed("exposure", rows, now_s) / max(self._mean_exposure, 0.1))
+        return self.decayed("exposure", rows, now_s) / self._shown
+
+    def count_shown(self, rows: NDArray[np.int64], now_s: float) -> None:
+        """Lists shown at a past moment, for who makes them without impressions coming back. rows may repeat."""
+        times = np.bincount(rows, minlength=len(self.exposure))
+        age_s = np.maximum(now_s - self.ts_s, 0)
+        self.exposure = self.exposure + times / 0.5 ** np.minimum(age_s / SHORT_S, 60)  # as of each item's own time
+        self._minute = -1
+
+    def restore_shown(self, exposure: Figures) -> None:
+        """Take back what was counted since `exposure` was the table's."""
+        self.exposure = exposure
+        self._minute = -1
 
     def interval_d(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Days after which users buy an item again, shrunk to TYPICAL_D by five pseudo-intervals: (C,) float64 ≥ 0."""
@@ -89,7 +100,8 @@ class SignalTable:
         heat = self.decayed("short", rows, now_s)
         order = np.argsort(-heat, kind="stable")[:MAX_TRENDING]
         self._top = rows[order[heat[order] > 0]]
-        self._mean_exposure = float(self.decayed("exposure", rows, now_s).mean()) if len(rows) else 0.0
+        # A tenth of the catalogue: while hardly anything was shown, one showing is no reason for a price.
+        self._shown = max(float(self.decayed("exposure", rows, now_s).sum()), len(rows) / 10, 1.0)
         codes, interest = self._catalogue.category[rows], self.decayed("long", rows, now_s)
         known = codes >= 0
         # Codes of all levels are of one numbering.

@@ -290,16 +290,25 @@ def test_trending_is_renewed_with_the_minute() -> None:
     assert table.trending(T + 60, 9).tolist() == [1, 0]
 
 
-def test_overexposure_is_to_the_average_item() -> None:
+def test_the_share_of_all_that_was_shown() -> None:
     shop, _ = live(plain(4), [shown(["i0"] * 7 + ["i1"])])
-    assert shop.signals.overexposure(np.arange(4), T) == pytest.approx(np.log1p([7 / 2, 1 / 2, 0, 0]))
+    assert shop.signals.shown_share(np.arange(4), T) == pytest.approx([7 / 8, 1 / 8, 0, 0])
 
 
-def test_a_single_showing_in_a_shop_that_showed_nothing_is_hardly_a_penalty() -> None:
+def test_a_single_showing_in_a_shop_that_showed_nothing_is_a_small_share() -> None:
     shop, _ = live(plain(1000), [shown(["i0"])])
-    assert shop.signals.overexposure(np.array([0]), T) == pytest.approx([np.log1p(1 / 0.1)])
+    assert shop.signals.shown_share(np.array([0]), T) == pytest.approx([1 / 100])
     nothing, _ = live(plain(0))
-    assert nothing.signals.overexposure(np.empty(0, np.int64), T).tolist() == []
+    assert nothing.signals.shown_share(np.empty(0, np.int64), T).tolist() == []
+
+
+def test_lists_counted_as_shown_are_as_impressions_that_came_back() -> None:
+    past = [shown(["i0"], 14), bought("i1", 30)]
+    counted, _ = live(plain(4), past)
+    counted.signals.count_shown(np.array([0, 1, 0]), T)
+    told, _ = live(plain(4), [*past, shown(["i0", "i1", "i0"])])
+    rows = np.arange(4)
+    assert counted.signals.shown_share(rows, T) == pytest.approx(told.signals.shown_share(rows, T))
 
 
 @given(st.integers(0, 50), st.sampled_from([1, 7, 1000]))

@@ -74,7 +74,8 @@ def evaluate(
     from models.train_settings import TrainSettings
 
     chosen = changed(changes, TrainSettings)
-    policies = {"": settings.policy} | _variants(settings.policy, strengths)
+    bare = replace(settings.policy, diversity="none", exposure_penalty=0)
+    policies = {"": settings.policy, "relevance only": bare} | _variants(settings.policy, strengths)
     if plots:
         check_plots()
     asked = parse_origins(origins) if origins else None
@@ -146,12 +147,11 @@ def _show(result: "Evaluation") -> None:
     for task, about in TASKS.items():
         lines = [line for line in result.table if line.task == task]
         console.print(_accuracy(lines, f"task {task}: {about}", result.k), _variety(lines))
-    for name, ratio, ends, best in (
-        ("new", result.ratio_new, result.ratio_new_95, result.best_new),
-        ("all", result.ratio_all, result.ratio_all_95, result.best_all),
-    ):
-        if ratio is not None and ends is not None:
-            console.print(f"task {name}: ours is {ratio:.3f} times {best} (95 %: {ends[0]:.3f} to {ends[1]:.3f})")
+    for line in result.table:
+        if line.model == "slatecast" and line.ratio is not None and line.ratio_95 is not None:
+            best = result.best_new if line.task == "new" else result.best_all
+            ends = f"(95 %: {line.ratio_95[0]:.3f} to {line.ratio_95[1]:.3f})"
+            console.print(f"task {line.task}: {line.model} {line.setting} is {line.ratio:.3f} times {best} {ends}")
     for band in result.bands:
         said = "no ratio, the best baseline finds nothing"
         if band.ratio is not None and band.ratio_95 is not None:
