@@ -24,6 +24,7 @@ from models.registry import CHAMPION, Release, champion, open_release, releases_
 from models.text_tower import TextTower
 from models.vector_index import Approximate
 from models.whitening import Whitening
+from recsys import diversify
 from recsys.candidates import Source, default_sources
 from recsys.catalogue import Catalogue, item_text, text_hash
 from recsys.context import Request, Shop
@@ -245,7 +246,10 @@ def _prepare(folder: Path, live: Catalogue, policy: Policy) -> Successor:
 
 
 def warm_up(now: Serving, policy: Policy) -> Draft:
-    """A list for nobody, so that the first real one does not wait: the index takes in all vectors, .3 ms each."""
+    """A list for nobody, so that the first real one does not wait: the index takes in all vectors, .3 ms each, and the
+    diversifier's machine code is read or compiled.
+    """
+    diversify.warm_up()
     search = Request("", EMPTY, 0.0, "", now.shop.catalogue.vectors[0] if now.models.dim else None)
     return recommend([search], now.shop, now.sources, now.models.score, policy)[0]
 

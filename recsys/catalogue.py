@@ -8,7 +8,7 @@ instead of a string of any length is what lets 600 purchases fit into a profile 
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -156,6 +156,15 @@ class Catalogue:
         self.available[row] = item.available
         self.version += 1
         return row
+
+    def code(self, kind: Literal["brand", "category"], name: str) -> int:
+        """The code under which a brand or a category path stands in the arrays, or -2, which stands nowhere.
+
+        >>> c = Catalogue([Item(item="a", title="Mug", category="kitchen > mugs")])
+        >>> c.code("category", "kitchen > mugs") == c.category[0, 1], c.code("brand", "Ox")
+        (np.True_, -2)
+        """
+        return self._codes.get(kind[0] + name, -2)
 
     def set_vectors(self, rows: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Give rows their text vectors, (n, D); `embedded` remembers which, for an index that follows."""

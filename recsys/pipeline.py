@@ -1,7 +1,7 @@
 """The stages of a list, in order. Start reading here.
 
 gather → filter → cut → features → score (all users of the batch in one call) → intent and exposure → shortlist →
-diversify → explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
+arrange → explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.candidates import Source, gather
 from recsys.context import Request, Shop, see
-from recsys.diversify import diversify
+from recsys.diversify.reasons import gains
 from recsys.explain import explain
 from recsys.exposure import price_exposure
 from recsys.features import compute_features
@@ -20,7 +20,8 @@ from recsys.fusion import cut, reciprocal_rank, shortlist
 from recsys.intent import follow_visit
 from recsys.policy import Policy
 from recsys.scoring import Ask, Score, trail_of
-from recsys.slates import SlateItem
+from recsys.slates import Relaxed, SlateItem
+from recsys.variety import admit, arrange
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -30,6 +31,7 @@ class Draft(msgspec.Struct, frozen=True):
     scorer: str
     degraded_reason: str | None
     dropped: dict[str, int]
+    relaxed: tuple[Relaxed, ...] = ()
 
 
 def recommend(
@@ -67,18 +69,19 @@ def recommend(
         if visit is not None:
             relevance = relevance + policy.intent * visit.pull
         shown = policy.slate_size * shop.signals.shown_share(found.rows, context.request.now_s)
-        relevance = relevance - price_exposure(relevance, shown, policy.exposure_penalty)
+        penalty = price_exposure(relevance, shown, policy.exposure_penalty)
+        worth = relevance - penalty
         size = max(policy.shortlist, policy.slate_size)  # a long list needs a shortlist as long
-        short = shortlist(relevance, found.ranks, size, policy.voices)
-        vectors = shop.catalogue.vectors[found.rows[short]]
-        chosen = short[
-            diversify(policy.diversity, relevance[short], vectors, policy.slate_size, policy.strength).positions
-        ]
+        short = admit(context, found.rows, worth, shortlist(worth, found.ranks, size, policy.voices), policy)
+        choice = arrange(context, found.rows[short], relevance[short], penalty[short], policy)
+        chosen = short[choice.positions]
+        said = gains(choice.parts, shop.catalogue.vectors[found.rows[chosen]]) if policy.show_gains else []
         items = []
-        for at in chosen.tolist():
+        for place, at in enumerate(chosen.tolist()):
             item = shop.catalogue.items[found.rows[at]]
             source, reason = explain(context, found, at, visit)
-            items.append(SlateItem(item.item, item.title, round(float(relevance[at]), 4), source, reason))
-        drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped))
+            gain = said[place] if said else None
+            items.append(SlateItem(item.item, item.title, round(float(worth[at]), 4), source, reason, gain))
+        drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped, choice.relaxed))
     tick("diversify")
     return drafts

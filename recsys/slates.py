@@ -29,14 +29,37 @@ class Versions(msgspec.Struct, frozen=True):
     signals: int
 
 
-class SlateItem(msgspec.Struct, frozen=True):
-    """One place of a list. score: higher is better, comparable within the list only."""
+class Gain(msgspec.Struct, frozen=True):
+    """Why an item has its place: what it added to the list when it was chosen, in parts that sum to its gain.
+
+    relevance ≥ 0 on the policy's scale; novelty: what being unlike the items above (and those shown lately) is worth,
+    0 = nothing lost; coverage ≥ 0; penalty ≤ 0. `said`: the same in words.
+    """
+
+    relevance: float
+    novelty: float
+    coverage: float
+    penalty: float
+    said: str
+
+
+class Relaxed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A limit that could not be kept. slot: where, from 0, or -1 for the list as a whole; missing: of a minimum."""
+
+    rule: str
+    slot: int = -1
+    missing: int = 0
+
+
+class SlateItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One place of a list. score: higher is better, comparable within the list only; gain: if the policy shows it."""
 
     item: str
     title: str
     score: float
     source: str
     reason: str
+    gain: Gain | None = None
 
 
 class Slate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -51,6 +74,7 @@ class Slate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     made_ts_ms: int
     freshness_ms: int
     degraded_reason: str | None = None
+    relaxed: tuple[Relaxed, ...] = ()
 
 
 _encoder = msgspec.json.Encoder()

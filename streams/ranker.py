@@ -275,6 +275,7 @@ class RankerTask:
                 made_ts_ms=made_ms,
                 freshness_ms=max(0, made_ms - record.arrived_ms),  # clocks differ; age is never negative
                 degraded_reason=draft.degraded_reason,
+                relaxed=draft.relaxed,
             )
             self._made.append((slate, record.arrived_ms))
             headers = (("schema", SLATE_SCHEMA.encode()), ("idempotency-key", slate.id.encode()))

@@ -108,7 +108,7 @@ def test_help_does_not_wait_for_torch(words: str) -> None:
     program = (
         "import sys; from streams.cli.main import main; sys.argv = ['slatecast', *sys.argv[1:]]\n"
         "try: main()\n"
-        "finally: print(*{'torch', 'transformers', 'scipy', 'pandas', 'faust'} & sys.modules.keys(), file=sys.stderr)"
+        "finally: print(*{'torch', 'transformers', 'scipy', 'pandas', 'faust', 'numba'} & sys.modules.keys(), file=sys.stderr)"
     )
     command = [sys.executable, "-c", program, *words.split(), "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

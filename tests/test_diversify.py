@@ -1,4 +1,4 @@
-"""Re-ranking inside one list: one battery for every method, then what each method promises."""
+"""Each method of re-ranking against its definition: by hand, by brute force, and against pyversity."""
 
 import itertools
 from typing import Any
@@ -6,217 +6,148 @@ from typing import Any
 import numpy as np
 import pytest
 import pyversity
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from test_diversify_contract import SEEDS, draw, unit
 
-from recsys.diversify import METHODS, diversify
-from recsys.diversify.dpp import BLEND
-from recsys.errors import Misuse
-from recsys.metrics import mean_distance, vector_distances
+from recsys.diversify import COVERAGES, Diversity, Shown, Topics, diversify, fading
+from recsys.diversify.gains import MIXED_IN
 
-EVERY = pytest.mark.parametrize("method", METHODS)
-REPULSIVE = pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
-SEEDS = st.integers(0, 2**32)
-STRENGTHS = st.sampled_from([0.0, 0.01, 0.15, 0.5, 0.9, 1.0])
-
-
-def unit(vectors: Any) -> NDArray[np.float32]:
-    rows = np.asarray(vectors, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
-
-
-def draw(seed: int, n: int, dim: int = 8) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Candidates as they occur: some without a vector, some the same thing twice."""
-    rng = np.random.default_rng(seed)
-    vectors = unit(rng.normal(size=(n, dim)))
-    vectors[rng.random(n) < 0.1] = 0
-    return rng.normal(0, 3, n), vectors[np.where(rng.random(n) < 0.2, 0, np.arange(n))]
-
-
-# --- the battery ------------------------------------------------------------------------------------------------------
-
-
-@EVERY
-@given(seed=SEEDS, n=st.integers(0, 30), k=st.integers(0, 40), strength=STRENGTHS)
-def test_min_k_n_distinct_candidates_are_chosen_with_a_novelty_from_0_to_1(
-    method: str, seed: int, n: int, k: int, strength: float
-) -> None:
-    choice = diversify(method, *draw(seed, n), k, strength)
-    positions = choice.positions.tolist()
-    assert len(positions) == len(set(positions)) == len(choice.novelty) == min(k, n)
-    assert set(positions) <= set(range(n))
-    assert ((choice.novelty >= 0) & (choice.novelty <= 1)).all()
-    assert choice.positions.dtype == np.int64
-
-
-@EVERY
-@given(seed=SEEDS, strength=STRENGTHS)
-def test_the_same_candidates_give_the_same_list_and_are_left_as_they_were(
-    method: str, seed: int, strength: float
-) -> None:
-    relevance, vectors = draw(seed, 30)
-    kept = relevance.copy(), vectors.copy()
-    one, two = (diversify(method, relevance, vectors, 10, strength).positions.tolist() for _ in range(2))
-    assert one == two
-    assert (relevance == kept[0]).all()
-    assert (vectors == kept[1]).all()
-
-
-@EVERY
-@given(seed=SEEDS, strength=STRENGTHS)
-def test_a_shorter_list_is_the_beginning_of_a_longer_one(method: str, seed: int, strength: float) -> None:
-    relevance, vectors = draw(seed, 20)
-    assert (
-        diversify(method, relevance, vectors, 5, strength).positions.tolist()
-        == diversify(method, relevance, vectors, 15, strength).positions.tolist()[:5]
-    )
-
-
-@EVERY
-@given(seed=SEEDS)
-def test_strength_0_is_relevance_alone(method: str, seed: int) -> None:
-    relevance, vectors = draw(seed, 20)
-    assert diversify(method, relevance, vectors, 20, 0).positions.tolist() == np.argsort(-relevance).tolist()
-
-
-@EVERY
-@given(seed=SEEDS, strength=STRENGTHS.filter(lambda s: s < 1))
-def test_the_most_relevant_comes_first(method: str, seed: int, strength: float) -> None:
-    relevance, vectors = draw(seed, 20)
-    assert diversify(method, relevance, vectors, 3, strength).positions[0] == np.argmax(relevance)
-
-
-@EVERY
-@given(seed=SEEDS, scale=st.sampled_from([1e-3, 2.0, 1e6]), offset=st.sampled_from([-50.0, 0.0, 7.0]))
-def test_the_scale_of_the_scores_does_not_matter(method: str, seed: int, scale: float, offset: float) -> None:
-    relevance, vectors = draw(seed, 20)
-    relevance = np.round(relevance, 6)  # far from ties that another scale would round together
-    one, two = (diversify(method, r, vectors, 10, 0.4).positions for r in (relevance, relevance * scale + offset))
-    assert one.tolist() == two.tolist()
-
-
-@EVERY
-@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_ties_go_to_the_candidate_given_first(method: str, strength: float) -> None:
-    orthogonal = np.eye(6, dtype=np.float32)
-    assert diversify(method, np.full(6, 2.5), orthogonal, 4, strength).positions.tolist() == [0, 1, 2, 3]
-
-
-@EVERY
-def test_items_without_a_vector_are_ranked_by_relevance_and_count_as_new(method: str) -> None:
-    choice = diversify(method, np.array([1.0, 3.0, 2.0]), np.zeros((3, 4), np.float32), 3, 0.5)
-    assert choice.positions.tolist() == [1, 2, 0]
-    assert choice.novelty.tolist() == [1, 1, 1]
-
-
-@EVERY
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("strength", [0.0, 0.5])
-def test_what_is_not_finite_is_refused(method: str, bad: float, strength: float) -> None:
-    relevance, vectors = draw(0, 5)
-    with pytest.raises(Misuse, match="finite"):
-        diversify(method, np.append(relevance, bad), np.append(vectors, vectors[:1], axis=0), 3, strength)
-    vectors[2, 3] = bad
-    with pytest.raises(Misuse, match="finite"):
-        diversify(method, relevance, vectors, 3, strength)
-
-
-@EVERY
-@pytest.mark.parametrize(("n", "k", "strength"), [(4, 3, 0.5), (5, -1, 0.5), (5, 3, 1.1), (5, 3, -0.1), (5, 3, np.nan)])
-def test_shapes_and_strengths_that_mean_nothing_are_refused(method: str, n: int, k: int, strength: float) -> None:
-    with pytest.raises(Misuse, match="strength from 0 to 1"):
-        diversify(method, np.arange(5.0), np.eye(n, 8, dtype=np.float32), k, strength)
-
-
-def test_an_unknown_method_is_named_with_those_there_are() -> None:
-    with pytest.raises(Misuse, match=r"'ssd'; there are none, mmr, dpp"):
-        diversify("ssd", np.ones(2), np.eye(2, dtype=np.float32), 1, 0)
-
-
-@EVERY
-def test_novelty_is_one_minus_the_nearest_before_it(method: str) -> None:
-    vectors = unit([[1, 0], [1, 0], [3, 4], [-1, 0]])
-    choice = diversify(method, np.array([4.0, 3, 2, 1]), vectors, 4, 0.0)
-    np.testing.assert_allclose(choice.novelty, [1, 0, 0.4, 1], atol=1e-6)
-
-
-@REPULSIVE
-def test_a_twin_gives_way_to_something_else(method: str) -> None:
-    vectors = unit([[1, 0, 0], [1, 0, 0], [0, 1, 0]])
-    relevance = np.array([1.0, 0.95, 0.0])
-    assert diversify(method, relevance, vectors, 2, 0.05).positions.tolist() == [0, 1]
-    assert diversify(method, relevance, vectors, 2, 0.6).positions.tolist() == [0, 2]
-
-
-@REPULSIVE
-@given(seed=SEEDS)
-def test_twins_come_last_when_variety_is_all_that_counts(method: str, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    vectors = np.repeat(np.eye(10, dtype=np.float32), 5, axis=0)[rng.permutation(50)]
-    chosen = diversify(method, rng.random(50), vectors, 10, 0.95).positions
-    assert len(np.unique(vectors[chosen], axis=0)) == 10
-
-
-@REPULSIVE
-def test_more_strength_means_lists_that_are_further_apart(method: str) -> None:
-    spread = []
-    for strength in (0.0, 0.3, 0.6, 0.9):
-        distances = []
-        for seed in range(40):
-            rng = np.random.default_rng(seed)
-            relevance, vectors = rng.random(60), unit(np.abs(rng.normal(size=(60, 8))))
-            chosen = vectors[diversify(method, relevance, vectors, 10, strength).positions]
-            distances.append(mean_distance(vector_distances(chosen)))
-        spread.append(float(np.mean(distances)))
-    assert spread == sorted(spread)
-    assert spread[-1] > 1.2 * spread[0]
-
-
-# --- each method against its definition -------------------------------------------------------------------------------
+BLEND = Diversity().blend
 
 
 def test_mmr_by_hand() -> None:
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [0, 0]], np.float32)
     relevance = np.array([1.0, 0.9, 0.4, 0.0])
+    mmr = Diversity(method="mmr", strength=0.5)
     # s = .5, after a:  b .45 - .5·.8 = .05, c .2 - 0 = .2, d 0 - 0;  then b .05 still (.8 is more than b-c's .6), d 0
-    assert diversify("mmr", relevance, vectors, 4, 0.5).positions.tolist() == [0, 2, 1, 3]
+    choice = diversify(relevance, vectors, 4, mmr)
+    assert choice.positions.tolist() == [0, 2, 1, 3]
+    np.testing.assert_allclose(choice.parts[:, 0], [0.5, 0.2, 0.45, 0])
+    np.testing.assert_allclose(choice.parts[:, 1], [0, 0, -0.4, 0], atol=1e-7)
     # s = .3, after a:  b .63 - .24 = .39, c .28
-    assert diversify("mmr", relevance, vectors, 4, 0.3).positions.tolist() == [0, 1, 2, 3]
+    assert diversify(relevance, vectors, 4, Diversity(method="mmr", strength=0.3)).positions.tolist() == [0, 1, 2, 3]
+
+
+def test_max_sum_by_hand() -> None:
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], np.float32)
+    relevance = np.array([1.0, 0.9, 0.4, 0.0])
+    # s = .5, after a:  b .45 + .1, c .2 + .5, d 0 + 1;  after d:  b .45 + .1 + .9, c .2 + .5 + .5
+    choice = diversify(relevance, vectors, 4, Diversity(method="max_sum", strength=0.5))
+    assert choice.positions.tolist() == [0, 3, 1, 2]
+    np.testing.assert_allclose(choice.parts.sum(axis=1), [0.5, 1, 1.45, 1.4], atol=1e-6)
+
+
+def test_a_window_forgets_what_stands_further_up() -> None:
+    """Twins a, a' and strangers: with a window of 1, a' follows as soon as a is not the last."""
+    vectors = unit([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    relevance = np.array([1.0, 0.9, 0.2, 0.0])
+    for method in ("mmr", "dpp", "ssd"):
+        whole, last = (
+            diversify(relevance, vectors, 4, Diversity(method=method, strength=0.7, window=w))  # type: ignore[arg-type]
+            for w in (0, 1)
+        )
+        assert whole.positions.tolist() == [0, 2, 3, 1]
+        assert last.positions.tolist() == [0, 2, 1, 3]
+
+
+PEER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("mmr", {"scale": "raw"}, {}),
+    ("msd", {"scale": "raw"}, {}),
+    ("dpp", {"scale": "zscore", "blend": 1.0}, {}),
+    ("ssd", {"scale": "zscore", "blend": 1.0}, {}),
+    ("ssd", {"scale": "zscore", "blend": 1.0, "window": 5}, {"window": 5}),
+]
 
 
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])
-def test_mmr_makes_the_lists_of_pyversity(strength: float) -> None:
-    """Its objective is ours, on relevance that is already between 0 and 1: it does not scale."""
-    for seed in range(40):
+@pytest.mark.parametrize(("theirs", "ours", "more"), PEER)
+def test_where_the_objective_is_the_same_the_lists_are_pyversitys(
+    theirs: str, ours: dict[str, Any], more: dict[str, Any], strength: float
+) -> None:
+    """Its dpp weighs relevance by exp((1 - d)·z), so z counts 2(1 - d) times as much as the log-determinant."""
+    own = 1 / (1 + 2 * (1 - strength)) if theirs == "dpp" else strength
+    how = Diversity(method={"msd": "max_sum"}.get(theirs, theirs), strength=own, **ours)  # type: ignore[arg-type]
+    same = 0
+    for seed in range(30):
         rng = np.random.default_rng(seed)
-        vectors, relevance = unit(rng.normal(size=(100, 32))), rng.random(100)
-        relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min())
-        theirs = pyversity.diversify(vectors, relevance, k=10, strategy=pyversity.Strategy.MMR, diversity=strength)
-        assert diversify("mmr", relevance, vectors, 10, strength).positions.tolist() == theirs.indices.tolist()
+        vectors, relevance = unit(rng.normal(size=(100, 32))), rng.random(100).astype(np.float32)
+        other = pyversity.diversify(vectors, relevance, k=15, strategy=theirs, diversity=strength, **more)
+        same += diversify(relevance, vectors, 15, how).positions.tolist() == other.indices.tolist()
+    assert same == 30
 
 
-@pytest.mark.parametrize("strength", [0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("dim", [3, 12])
-def test_dpp_chooses_what_brute_force_over_determinants_chooses(strength: float, dim: int) -> None:
-    """Lists longer than the rank of the vectors included. (pyversity's kernel is another: exp(β z), not blended.)"""
-    for seed in range(15):
-        relevance, vectors = draw(seed, 14, dim)
-        scaled = (relevance - relevance.min()) / np.ptp(relevance)
-        similarity = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
-        kernel = BLEND * similarity
-        np.fill_diagonal(kernel, 1.0)
-        weight = np.exp((1 - strength) / (2 * strength) * scaled)
-        whole = weight[:, None] * kernel * weight
-        expected: list[int] = []
-        for _ in range(8):
-            gains = [
-                -np.inf if at in expected else np.linalg.slogdet(whole[np.ix_([*expected, at], [*expected, at])])[1]
-                for at in range(14)
-            ]
-            best = max(gains)
-            expected.append(next(at for at, gain in enumerate(gains) if gain > best - 1e-6))
-        assert diversify("dpp", relevance, vectors, 8, strength).positions.tolist() == expected
+def test_what_was_shown_moves_ssd_as_it_moves_pyversitys() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        vectors, relevance, recent = unit(rng.normal(size=(60, 16))), rng.random(60), unit(rng.normal(size=(6, 16)))
+        other = pyversity.diversify(vectors, relevance, k=10, strategy="ssd", diversity=0.5, recent_embeddings=recent)
+        how = Diversity(method="ssd", strength=0.5, scale="zscore", blend=1.0)
+        ours = diversify(relevance, vectors, 10, how, shown=Shown(recent, np.zeros(6)))
+        assert ours.positions.tolist() == other.indices.tolist()
+
+
+def brute_force(
+    relevance: NDArray[np.float64],
+    vectors: NDArray[np.float32],
+    k: int,
+    strength: float,
+    shown: Shown | None = None,
+    blend: float = BLEND,
+) -> list[set[int]]:
+    """Slot by slot everybody within rounding of the greatest log-determinant, following the given choice's own path."""
+    scaled = (relevance - relevance.min()) / np.ptp(relevance)
+    past = np.zeros((0, vectors.shape[1]), np.float32) if shown is None else shown.vectors
+    noise = np.zeros(0) if shown is None else shown.noise
+    everything = np.concatenate([past, vectors]).astype(np.float64)
+    kernel = blend * everything @ everything.T
+    np.fill_diagonal(kernel, np.concatenate([1 + noise, np.ones(len(vectors))]))
+    how = Diversity(strength=strength, blend=blend)
+    positions = diversify(relevance, vectors, k, how, shown=shown).positions.tolist()
+    best = []
+    before = list(range(len(past)))
+    for step in range(k):
+        taken = before + [len(past) + at for at in positions[:step]]
+        gains = {}
+        for at in set(range(len(vectors))) - set(positions[:step]):
+            whole = [*taken, len(past) + at]
+            volume = np.linalg.slogdet(kernel[np.ix_(whole, whole)])[1] - (
+                np.linalg.slogdet(kernel[np.ix_(taken, taken)])[1] if taken else 0.0
+            )
+            gains[at] = (1 - strength) * scaled[at] + strength * volume
+        best.append({at for at, gain in gains.items() if gain > max(gains.values()) - 1e-5})
+    assert all(at in tied for at, tied in zip(positions, best, strict=True))
+    return best
+
+
+@given(seed=SEEDS, strength=st.sampled_from([0.1, 0.5, 0.9, 1.0]), dim=st.sampled_from([3, 12]), n=st.integers(8, 16))
+@settings(max_examples=60)
+def test_dpp_chooses_what_brute_force_over_determinants_chooses(seed: int, strength: float, dim: int, n: int) -> None:
+    """Lists longer than the rank of the vectors included, and the first of those that are the same to the last bit."""
+    relevance, vectors = draw(seed, n, dim)
+    brute_force(relevance, vectors, 8, strength)
+
+
+@given(seed=SEEDS, strength=st.sampled_from([0.1, 0.5, 0.9, 1.0]), dim=st.sampled_from([3, 12]), had=st.integers(1, 6))
+@settings(max_examples=60)
+def test_with_a_history_too(seed: int, strength: float, dim: int, had: int) -> None:
+    """log det of K over history and list, noise on the history's diagonal: its growth is the conditional variance."""
+    rng = np.random.default_rng(seed)
+    relevance, vectors = draw(seed, 14, dim)
+    brute_force(relevance, vectors, 8, strength, Shown(unit(rng.normal(size=(had, dim))), rng.exponential(1, had)))
+
+
+def test_the_conditional_variance_is_the_formula() -> None:
+    """res_i = K_ii - K_iH (K_HH + Σ)^-1 K_Hi, as the novelty of the first item says."""
+    rng = np.random.default_rng(0)
+    vectors, past, noise = unit(rng.normal(size=(1, 4))), unit(rng.normal(size=(5, 4))), rng.exponential(1, 5)
+    inner = BLEND * past.astype(np.float64) @ past.T.astype(np.float64)
+    np.fill_diagonal(inner, 1 + noise)
+    cross = BLEND * vectors.astype(np.float64) @ past.T.astype(np.float64)
+    expected = 1 - (cross @ np.linalg.inv(inner) @ cross.T).item()
+    choice = diversify(np.ones(1), vectors, 1, Diversity(strength=1.0), shown=Shown(past, noise))
+    assert np.exp(choice.parts[0, 1]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_greedy_dpp_is_near_the_best_list_of_all() -> None:
@@ -224,7 +155,7 @@ def test_greedy_dpp_is_near_the_best_list_of_all() -> None:
         vectors = unit(np.random.default_rng(seed).normal(size=(10, 6)))
         kernel = BLEND * vectors.astype(np.float64) @ vectors.T + (1 - BLEND) * np.eye(10)
         volume = {p: np.linalg.slogdet(kernel[np.ix_(p, p)])[1] for p in itertools.combinations(range(10), 4)}
-        chosen = diversify("dpp", np.zeros(10), vectors, 4, 1.0).positions
+        chosen = diversify(np.zeros(10), vectors, 4, Diversity(strength=1.0)).positions
         assert volume[tuple(sorted(chosen.tolist()))] >= np.quantile(list(volume.values()), 0.9)
 
 
@@ -232,11 +163,80 @@ def test_dpp_does_not_run_out_of_rank() -> None:
     """50 places out of 4 dimensions: without the blend, all residuals would be 0 after the fourth."""
     rng = np.random.default_rng(1)
     vectors, relevance = unit(rng.normal(size=(100, 4))), rng.random(100)
-    chosen = diversify("dpp", relevance, vectors, 50, 0.3).positions
-    assert relevance[chosen].mean() > relevance.mean() + 0.1
+    for blend in (BLEND, 1.0):
+        chosen = diversify(relevance, vectors, 50, Diversity(strength=0.3, blend=blend)).positions
+        assert relevance[chosen].mean() > relevance.mean() + 0.1
 
 
 def test_a_tiny_strength_overflows_nothing() -> None:
     relevance, vectors = draw(3, 30)
-    chosen = diversify("dpp", relevance, vectors, 10, 1e-300).positions
-    assert chosen.tolist() == np.argsort(-relevance)[:10].tolist()
+    for method in ("mmr", "max_sum", "dpp", "ssd"):
+        chosen = diversify(relevance, vectors, 10, Diversity(method=method, strength=1e-300)).positions  # type: ignore[arg-type]
+        assert chosen.tolist() == np.argsort(-relevance)[:10].tolist()
+
+
+def test_what_was_shown_fades() -> None:
+    assert fading(np.array([0.0, 1e9]), 3600.0).tolist()[0] == 0
+    assert np.isfinite(fading(np.array([1e12]), 1.0)).all()
+
+
+# --- coverage of topics -----------------------------------------------------------------------------------------------
+
+
+def worth_of(kind: str, held: dict[int, list[float]], want: NDArray[np.float64]) -> float:
+    """A list's coverage by its definition. held: by topic the shares of the items that are about it."""
+    total, length = 0.0, sum(map(len, held.values()))
+    for topic, weight in enumerate(want.tolist()):
+        shares = held.get(topic, [])
+        if kind == "root":
+            total += weight * sum(shares) ** 0.5
+        elif kind == "log":
+            total += weight * float(np.log1p(sum(shares)))
+        elif kind == "xquad":
+            total += weight * (1 - float(np.prod([1 - share for share in shares])))
+        elif weight > 0:
+            share = sum(shares) / length if length else 0.0
+            total -= weight * float(np.log(weight / ((1 - MIXED_IN) * share + MIXED_IN * weight)))
+    return total
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COVERAGES if kind != "none"])
+@given(seed=SEEDS)
+def test_coverage_is_what_its_definition_says(kind: str, seed: int) -> None:
+    """Greedy over the whole list's coverage, worked out anew for every candidate. (KL: among lists of the same length.)"""
+    rng = np.random.default_rng(seed)
+    codes, want = rng.integers(0, 4, (12, 1)).astype(np.int32), rng.dirichlet(np.ones(4))
+    shares = np.full((12, 1), 1.0) if kind == "calibration" else rng.uniform(0.2, 0.9, (12, 1))
+    relevance = rng.random(12)
+    how = Diversity(method="none", coverage=kind, coverage_weight=0.8, scale="raw")  # type: ignore[arg-type]
+    choice = diversify(relevance, np.zeros((12, 2), np.float32), 6, how, topics=Topics(codes, shares, want))
+    held: dict[int, list[float]] = {}
+    for slot, at in enumerate(choice.positions.tolist()):
+        gains = {}
+        for other in set(range(12)) - set(choice.positions[:slot].tolist()):
+            topic = int(codes[other, 0])
+            after = held | {topic: [*held.get(topic, []), float(shares[other, 0])]}
+            gains[other] = relevance[other] + 0.8 * worth_of(kind, after, want)
+        assert gains[at] >= max(gains.values()) - 1e-9
+        if kind != "calibration":
+            assert choice.parts[slot, 2] == pytest.approx(gains[at] - relevance[at] - 0.8 * worth_of(kind, held, want))
+        topic = int(codes[at, 0])
+        held.setdefault(topic, []).append(float(shares[at, 0]))
+
+
+def test_root_coverage_by_hand() -> None:
+    """Two topics, wished for 3 : 1. After an a, another a adds .75(√2 - 1) = .31 and a b .25."""
+    topics = Topics(np.array([[0], [0], [1]], np.int32), np.ones((3, 1)), np.array([0.75, 0.25]))
+    how = Diversity(method="none", coverage="root", coverage_weight=1.0, scale="raw")
+    choice = diversify(np.zeros(3), np.zeros((3, 1), np.float32), 3, how, topics=topics)
+    assert choice.positions.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(choice.parts[:, 2], [0.75, 0.75 * (2**0.5 - 1), 0.25])
+
+
+def test_a_calibrated_list_has_the_users_shares() -> None:
+    """Ten items of each of four kinds, all alike relevant; the user's tastes are 5 : 3 : 2 : 0."""
+    codes, want = np.repeat(np.arange(4, dtype=np.int32), 10)[:, None], np.array([0.5, 0.3, 0.2, 0.0])
+    how = Diversity(method="none", coverage="calibration", coverage_weight=1.0)
+    topics = Topics(codes, np.ones((40, 1)), want)
+    chosen = diversify(np.zeros(40), np.zeros((40, 1), np.float32), 10, how, topics=topics).positions
+    assert np.bincount(codes[chosen, 0], minlength=4).tolist() == [5, 3, 2, 0]

@@ -36,7 +36,7 @@ from recsys.explain import explain
 from recsys.features import NAMES
 from recsys.intent import follow_visit
 from recsys.pipeline import Draft, recommend
-from recsys.policy import Policy
+from recsys.policy import Cap, Minimum, Pin, Policy, Sponsored
 from recsys.profiles import EMPTY, Profile
 from recsys.scoring import Ask, Scored
 from recsys.signal_table import SignalTable
@@ -395,19 +395,24 @@ def test_an_event_that_comes_too_late_makes_no_list(late_ms: int, worth: bool) -
 
 
 def test_a_policys_digest_names_every_knob() -> None:
+    other: dict[str, object] = {
+        "repeats": "new",
+        "diversity": "mmr",
+        "coverage": "xquad",
+        "coverage_of": "brand",
+        "caps": (Cap(attribute="brand"),),
+        "minimums": (Minimum(kind="new"),),
+        "sponsored": (Sponsored(slots=(1,)),),
+        "pins": (Pin(0, "i"),),
+        "price_bands": (10.0,),
+        "variants": "",
+        "show_gains": True,
+    }
+    changed = [{name: other.get(name, value)} for name, value in msgspec.structs.asdict(Policy()).items()]
     changed = [
-        {
-            name: (
-                not value
-                if isinstance(value, bool)
-                else "new"
-                if value == "all"
-                else "mmr"
-                if value == "dpp"
-                else value + 1
-            )
-        }
-        for name, value in msgspec.structs.asdict(Policy()).items()
+        change if name in other else {name: value + 1}  # type: ignore[operator]
+        for change in changed
+        for name, value in change.items()
     ]
     digests = {msgspec.structs.replace(Policy(), **change).digest() for change in changed}
     assert len(digests | {Policy().digest()}) == len(changed) + 1
@@ -415,7 +420,19 @@ def test_a_policys_digest_names_every_knob() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b'{"slate_sise":10}', b'{"strength":1.1}', b'{"diversity":"ssd"}', b'{"slate_size":0}', b'{"voices":-1}']
+    "data",
+    [
+        b'{"slate_sise":10}',
+        b'{"strength":1.1}',
+        b'{"diversity":"best"}',
+        b'{"slate_size":0}',
+        b'{"voices":-1}',
+        b'{"caps":[{"attribute":"colour"}]}',
+        b'{"caps":[{"attribute":"brand","most":0}]}',
+        b'{"pins":[{"slot":0,"item":"a"},{"slot":0,"item":"b"}]}',
+        b'{"price_bands":[20,10]}',
+        b'{"sponsored":[{"slots":[]}]}',
+    ],
 )
 def test_a_policy_that_is_none_is_refused(data: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):

@@ -127,6 +127,28 @@ def scorer(settings: Settings, texts: int, pairs: int, tower: Path | None, round
 
 
 @bench.command()
+@click.option("--lists", default=48, show_default=True, type=click.IntRange(1), help="Of each of the sixteen shapes.")
+@rounds_option
+@connection_options
+@json_option
+def diversify(settings: Settings, lists: int, rounds: int, as_json: bool) -> None:
+    """Re-ranking against pyversity: MMR, DPP, SSD, SSD in a window; 200 and 1000 candidates, lists of 20 and 50.
+
+    One process, one core, 384 dimensions, half a minute, no broker. Vectors are normalised once, as the catalogue does;
+    pyversity normalises at each call. Lists are compared one by one.
+
+    \b
+    Example:  slatecast bench diversify --json
+              slatecast bench diversify --lists 200 --rounds 5
+    """
+    from streams.bench.diversify import measure
+
+    with stderr.status("beginning") as status:
+        found = measure(lists, rounds, status.update)
+    show(found, as_json)
+
+
+@bench.command()
 @click.argument("source", metavar="FOLDER|completejourney")
 @click.option("--tower", "towers", multiple=True, metavar="NAME|FOLDER", help="Compare this one: of `slatecast export`,"
               " a Hugging Face folder, or a model in a package; again for more  [all-MiniLM-L6-v2]")  # fmt: skip
