@@ -147,7 +147,12 @@ def test_redis_clients_are_made_in_one_place() -> None:
 def test_no_path_of_one_machine_is_in_the_tree() -> None:
     machine = re.compile(r"/(?:root|work|home/\w+)/")
     folders = [ROOT / name for name in (*PACKAGES, "tests", "deploy", "docs", ".ci")]
-    files = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts and path.suffix != ".gz"]
+    files = [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts and path.suffix != ".gz"
+    ]
     files += [path for path in ROOT.iterdir() if path.suffix in (".md", ".toml", ".lock") or path.name == "Makefile"]
     named = [
         f"{path.relative_to(ROOT)}: {found[0]}"
