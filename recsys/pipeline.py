@@ -68,7 +68,7 @@ def recommend(
         visit = follow_visit(context, found.rows)
         if visit is not None:
             relevance = relevance + policy.intent * visit.pull
-        shown = policy.slate_size * shop.signals.shown_share(found.rows, context.request.now_s)
+        shown = shop.signals.shown_share(found.rows, context.request.now_s)
         penalty = price_exposure(relevance, shown, policy.exposure_penalty)
         worth = relevance - penalty
         size = max(policy.shortlist, policy.slate_size)  # a long list needs a shortlist as long
@@ -81,7 +81,7 @@ def recommend(
             item = shop.catalogue.items[found.rows[at]]
             source, reason = explain(context, found, at, visit)
             gain = said[place] if said else None
-            items.append(SlateItem(item.item, item.title, round(float(worth[at]), 4), source, reason, gain))
+            items.append(SlateItem(item.item, item.title, round(float(relevance[at]), 4), source, reason, gain))
         drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped, choice.relaxed))
     tick("diversify")
     return drafts

@@ -260,8 +260,19 @@ def test_what_everybody_is_shown_gives_way() -> None:
         signals.update(row, Signal(T, short=1.0, exposure=exposure))
     score = lambda asks, vectors: Scored(np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32), "given")  # noqa: E731
     shop = Shop(catalogue, signals)
-    assert ids(one(shop, ask(), RELEVANCE, score)) == ["i1", "i0", "i2"]
-    assert ids(one(shop, ask(), msgspec.structs.replace(RELEVANCE, exposure_penalty=0.1), score)) == ["i0", "i2", "i1"]
+    two = msgspec.structs.replace(RELEVANCE, slate_size=2)
+    assert ids(one(shop, ask(), two, score)) == ["i1", "i0"]
+    assert ids(one(shop, ask(), msgspec.structs.replace(two, exposure_penalty=1.0), score)) == ["i0", "i2"]
+
+
+def test_what_others_were_shown_decides_who_is_on_a_list_and_not_the_order() -> None:
+    catalogue = plain(3)
+    signals = SignalTable(catalogue)
+    for row, exposure in enumerate((0.0, 30.0, 0.0)):
+        signals.update(row, Signal(T, short=1.0, exposure=exposure))
+    score = lambda asks, vectors: Scored(np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32), "given")  # noqa: E731
+    priced = msgspec.structs.replace(RELEVANCE, exposure_penalty=1.0)
+    assert ids(one(Shop(catalogue, signals), ask(), priced, score)) == ["i1", "i0", "i2"]
 
 
 def test_every_source_keeps_its_voice_whatever_the_score() -> None:
