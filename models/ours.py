@@ -102,21 +102,40 @@ def show(
     allowed = np.zeros(len(catalogue.available), np.bool_)
     allowed[origin.rows] = True
     known, catalogue.available = catalogue.available, allowed
-    # A longer list than asked: of `new` some places fall to purchases that the profile has forgotten. Greedy choice
-    # makes the first k of a longer list the list of k.
-    policy = msgspec.structs.replace(policy, repeats=task, slate_size=2 * k)
-    shown_before = signals.exposure
+    policy = msgspec.structs.replace(policy, repeats=task)
+    shown_before, lists = signals.exposure, np.full((len(origin.users), k), -1, np.int64)
     for _ in range(2 if policy.exposure_penalty else 1):
-        lists = np.full((len(origin.users), k), -1, np.int64)
         for start in range(0, len(origin.users), BATCH):
-            requests = [world.request(user) for user in origin.users[start : start + BATCH].tolist()]
-            for place, draft in enumerate(recommend(requests, world.shop, sources, score, policy), start):
-                rows = np.array([catalogue.row(item.item) for item in draft.items], np.int64)
-                if task == "new":
-                    rows = rows[~origin.seen[place, np.searchsorted(origin.rows, rows)]]
-                lists[place, : len(rows[:k])] = rows[:k]
-            batch = lists[start : start + BATCH]
+            places = np.arange(start, min(start + BATCH, len(origin.users)))
+            lists[places] = _list(world, sources, score, policy, origin, places, k, k)
+            # Of `new` some slots fall to purchases that the profile has forgotten: then a longer list is asked for.
+            short = places[lists[places, -1] < 0] if task == "new" else places[:0]
+            lists[short] = _list(world, sources, score, policy, origin, short, k, 2 * k)
+            batch = lists[places]
             signals.count_shown(batch[batch >= 0], world.now_s)
     signals.restore_shown(shown_before)
     catalogue.available = known
+    return lists
+
+
+def _list(
+    world: World,
+    sources: Sequence[Source],
+    score: Score,
+    policy: Policy,
+    origin: Origin,
+    places: NDArray[np.int64],
+    k: int,
+    size: int,
+) -> NDArray[np.int64]:
+    """The first k of lists of `size`, for some of the origin's users: (P, k), -1 padded."""
+    catalogue = world.shop.catalogue
+    lists = np.full((len(places), k), -1, np.int64)
+    requests = [world.request(user) for user in origin.users[places].tolist()]
+    drafts = recommend(requests, world.shop, sources, score, msgspec.structs.replace(policy, slate_size=size))
+    for at, draft in enumerate(drafts):
+        rows = np.array([catalogue.row(item.item) for item in draft.items], np.int64)
+        if policy.repeats == "new":
+            rows = rows[~origin.seen[places[at], np.searchsorted(origin.rows, rows)]]
+        lists[at, : len(rows[:k])] = rows[:k]
     return lists
