@@ -110,7 +110,8 @@ def show(
             lists[places] = _list(world, sources, score, policy, origin, places, k, k)
             # Of `new` some slots fall to purchases that the profile has forgotten: then a longer list is asked for.
             short = places[lists[places, -1] < 0] if task == "new" else places[:0]
-            lists[short] = _list(world, sources, score, policy, origin, short, k, 2 * k)
+            if len(short):
+                lists[short] = _list(world, sources, score, policy, origin, short, k, 2 * k)
             batch = lists[places]
             signals.count_shown(batch[batch >= 0], world.now_s)
     signals.restore_shown(shown_before)
