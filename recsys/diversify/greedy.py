@@ -23,6 +23,7 @@ from recsys.diversify.compiled import EXACT, SUMS, compiled
 from recsys.diversify.gains import (
     BLOCK,
     DPP,
+    HUGE,
     LEAST,
     MAX_SUM,
     MMR,
@@ -118,7 +119,11 @@ def greedy(
     k = min(k, n)
     positions, parts, relaxed = np.empty(k, np.int64), np.zeros((k, 4)), np.zeros(k, np.int64)
     worth = relevance - penalty
-    shift, factor, wrong = scale_of(worth, scale)
+    # Of relevance, not of worth: else one high penalty would press all others' differences together.
+    shift, factor, wrong = scale_of(relevance, scale)
+    for i in range(n):
+        if not np.abs(worth[i]) < HUGE:
+            wrong = i
     if wrong >= 0:
         return positions, parts, relaxed, BAD_SCORE, wrong
     residual = method in (DPP, SSD)
