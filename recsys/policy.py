@@ -79,7 +79,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     variants: str = "product:"  # items with the same tag that begins so are one product, shown once; "" = no such tags
     show_gains: bool = False  # each item says what it added to the list, in four parts and in words
     # Times an item's share of all that is shown: what it loses of its probability to stay (recsys/exposure.py); 0 = nothing
-    exposure_penalty: Annotated[float, Meta(ge=0, le=1000)] = 10.0
+    exposure_penalty: Annotated[float, Meta(ge=0, le=1000)] = 5.0
     intent: Annotated[float, Meta(ge=0, le=100)] = 2.0  # weight of the live visit's pull, in logits
     cooldown_h: Annotated[float, Meta(ge=0)] = 4.0  # a bought item is not offered again for so long
     fatigue_shown: Count = 3  # shown so often in a week without a touch: no longer a candidate
