@@ -62,6 +62,15 @@ class Asked(msgspec.Struct, frozen=True):
     users_all: int
 
 
+class Variant(msgspec.Struct, frozen=True):
+    """NDCG of another setting of ours over that of the first, the same users, with a paired 95 % interval."""
+
+    task: Task
+    setting: str
+    ratio: float
+    ratio_95: Interval
+
+
 class Evaluation(msgspec.Struct, frozen=True):
     """The table and what it comes to. Ratios are None where ours was not judged.
 
@@ -83,6 +92,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     ratio_all_95: Interval | None = None
     overlap_ratio: float | None = None
     bands: list[Band] = []
+    variants: list[Variant] = []
 
 
 def evaluate(
@@ -121,6 +131,7 @@ def evaluate(
     found: dict[str, str | float | Interval | None] = {}
     overlaps: list[float] = []
     bands: list[Band] = []
+    variants: list[Variant] = []
     for done, task in enumerate(TASKS):
         rows = [answer for answer in answers if answer.task == task]
         accuracies, draws = judge_accuracy(rows, moments, rng)
@@ -141,6 +152,17 @@ def evaluate(
             if varieties[ease].overlap > 0:
                 overlaps.append(varieties[first].overlap / varieties[ease].overlap)
             bands += judge_bands(rows[first], rows[:first], moments, rng)
+        if ours and accuracies[first].ndcg > 0:
+            drawn = draws[draws[:, first] > 0]
+            variants += [
+                Variant(
+                    task,
+                    rows[at].setting,
+                    accuracies[at].ndcg / accuracies[first].ndcg,
+                    interval(drawn[:, at] / drawn[:, first]),
+                )
+                for at in range(first + 1, len(rows))
+            ]
         step("judging", done + 1, len(TASKS))
     return msgspec.convert(
         {
@@ -155,6 +177,7 @@ def evaluate(
             "table": table,
             "overlap_ratio": max(overlaps, default=None),
             "bands": bands,
+            "variants": variants,
             **found,
         },
         Evaluation,

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,24 @@ PAUSE_S, PAUSE_MAX_S = 1.0, 20.0  # between trials of a rung that failed; a mend
 TRIAL_S = 30.0  # a trial may load CUDA's kernels; it holds up nobody, but must not hold its thread for ever
 
 Logits = NDArray[np.float32]
+
+
+class Scorer(Protocol):
+    """What a rung asks, in a thread of its own: the graphs below, or the deep stage (deep.py)."""
+
+    provider: str
+
+    def warm_up(self) -> None:
+        """A first inference."""
+        ...
+
+    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Logits:
+        """Of all candidates, stacked in the order of the lists. May raise anything."""
+        ...
+
+    def stop(self) -> None:
+        """Called by another thread: the call in hand raises soon."""
+        ...
 
 
 class Ladder:
@@ -101,7 +120,7 @@ class Rung:
     """
 
     def __init__(
-        self, name: str, open_scorer: Callable[[], "Graphs"], clock_s: Callable[[], float], deadline_s: float
+        self, name: str, open_scorer: Callable[[], "Scorer"], clock_s: Callable[[], float], deadline_s: float
     ) -> None:
         self.name, self.reason = name, ""
         self._open, self._clock_s, self._deadline_s = open_scorer, clock_s, deadline_s

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.deep import Deep
 from models.history import History
 from models.ladder import Ladder
 from models.origins import Origin, Task
@@ -58,31 +59,34 @@ class Scorers:
             for seed in self._seeds:
                 with tempfile.TemporaryDirectory() as folder:
                     self.learner.fit(seed=seed).save(Path(folder))
-                    self._scores.append(_undegraded(Ladder(Path(folder), NAMES)))
+                    self._scores.append(_undegraded(Ladder(Path(folder), NAMES).score))
         return self._scores
 
 
 class Ours:
-    """A Recommender: the lists of one policy."""
+    """A Recommender: the lists of one policy, with a deep stage behind its scorer or without."""
 
     name = "slatecast"
 
-    def __init__(self, scorers: Scorers, policy: Policy) -> None:
-        self._scorers, self._policy = scorers, policy
+    def __init__(self, scorers: Scorers, policy: Policy, deep: Deep | None = None) -> None:
+        self._scorers, self._policy, self._deep = scorers, policy, deep
 
     def rank(self, origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
         """(seeds, U, k) rows, -1 padded; see `models.origins.Recommender`."""
         scores, learner = self._scorers.at(origin.at_s), self._scorers.learner
+        if self._deep:
+            ranked = msgspec.structs.replace(self._policy, repeats=task)
+            scores = [_undegraded(self._deep.around(score, ranked)) for score in scores]
         return np.stack(
             [show(learner.world, learner.sources, score, self._policy, origin, task, k) for score in scores]
         )
 
 
-def _undegraded(ladder: Ladder) -> Score:
-    """The ladder's first step, or an error: the figures must be of the scorer they name."""
+def _undegraded(best: Score) -> Score:
+    """What the best scorer says, or an error: the figures must be of the scorer they name."""
 
     def score(asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
-        scored = ladder.score(asks, vectors)
+        scored = best(asks, vectors)
         if scored.degraded_reason:
             raise ModelRejected(f"a lesser scorer would be judged: {scored.degraded_reason}")
         return scored

@@ -59,17 +59,21 @@ def main(weights: Path, out: Path, digest: str, reading: Reading) -> None:
     (out / TOWER).write_bytes(msgspec.json.encode(msgspec.structs.replace(settings, parity=parity)))
 
 
-def load(weights: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer of a folder, in float32 whatever the weights are kept in. Raises whatever transformers does."""
+def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer of a folder, in float32 whatever the weights are kept in. Raises whatever transformers does.
+
+    kind: AutoModel, or AutoModelForCausalLM for one that tells what comes next.
+    """
     import torch
     import transformers
 
     first, *_ = weight_files(weights)
     # A GGUF holds configuration and tokenizer too.
     inside = {"gguf_file": first.name} if first.suffix == ".gguf" else {}
-    model = transformers.AutoModel.from_pretrained(
+    model = getattr(transformers, kind).from_pretrained(
         weights, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **inside
-    ).eval()
+    )
+    model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         weights, local_files_only=True, trust_remote_code=False, **inside
     )

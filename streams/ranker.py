@@ -142,6 +142,11 @@ class RankerTask:
         self._make_slates, self._make_pairs = slates, pairs
         self._digest = self._policy.digest()
         self.shelf = Shelf(settings, models)
+        self._deep = None
+        if settings.deep:
+            from models.deep import Deep  # torch and transformers come with it
+
+            self._deep = Deep(settings.deep, self.shelf.catalogue, settings.deep_weight, settings.deep_deadline_s)
         self._made: list[tuple[Slate, int]] = []  # of the batch in hand, and when their events arrived
         self.successors: SimpleQueue[Successor | ModelRejected] = SimpleQueue()  # filled by `follow_champion`
         self._serve(models, default_sources(self._policy, Approximate(models.dim)))
@@ -255,7 +260,8 @@ class RankerTask:
     ) -> list[Output]:
         now = self._serving
         requests = [self._request(event, profiles[key]) for key, (event, _) in wanted.items()]
-        drafts = recommend(requests, now.shop, now.sources, now.models.score, self._policy, self._tick)
+        score = self._deep.around(now.models.score, self._policy) if self._deep else now.models.score
+        drafts = recommend(requests, now.shop, now.sources, score, self._policy, self._tick)
         versions = Versions(now.models.release, self._digest, now.shop.catalogue.version, now.shop.signals.version)
         made_ms = self._clock_ms()
         outputs = []

@@ -31,6 +31,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     home: str = "var"  # models, jars, copies of state, data of the embedded services
     state: Literal["memory", "disk"] = "memory"  # disk: for more profiles than memory holds; a tenth slower
     metrics_port: Annotated[int, Meta(ge=0, le=65_000)] = 0  # of the first role, the next has the next; 0: none
+    # The deep stage (models/deep.py), off by default: a decoder's folder, or the name of one in a package.
+    deep: str = ""
+    deep_weight: Annotated[float, Meta(ge=0, le=10)] = 0.1  # in logits, for one deviation of its scores over a list
+    # Seconds for the lists of one batch. Less than the watchdog's 5 less the second that each of three scorers may hang.
+    deep_deadline_s: Annotated[float, Meta(gt=0, le=1.9)] = 1.5
     kafka: dict[str, Value] = {}
     policy: Policy = Policy()
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from decoder_helpers import PROMPT, SHAPES, TITLES, WIDTH, write_decoders
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
 from models import text_export
 from models.export import export_tower, find_weights, source_digest, weight_files
@@ -26,66 +25,13 @@ from streams.cli.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of what its own parts are going to deprecate
 
-TITLES = [
-    "Red mug",
-    "a folding chair for the garden, of oak",
-    "x",
-    "红色马克杯",
-    "花园折叠椅，橡木",
-    "Crème brûlée 日本",
-]
-PROMPT = "This shop item is: {}. In one word it is:"
-END = "<|endoftext|>"
-WIDTH, VOCABULARY = 32, 400
-SHAPES: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    "gpt2": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=WIDTH,
-            n_layer=2,
-            n_head=4,
-            n_positions=96,
-            bos_token_id=0,
-            eos_token_id=0,
-            initializer_range=0.3,
-        )
-    ),
-    "llama": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            bos_token_id=0,
-            eos_token_id=0,
-            initializer_range=0.3,
-        )
-    ),
-}
 READINGS = {"gpt2": Reading(), "llama": Reading("last", PROMPT)}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two-layer models, kept in bfloat16 as real ones are, with a byte-level tokenizer that has no token for padding."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([*TITLES, PROMPT] * 3, trainer)
-    torch.manual_seed(0)
-    folders = {}
-    for name, make in SHAPES.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        make().to(torch.bfloat16).save_pretrained(folders[name])
-        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
-        fast.save_pretrained(folders[name])
-    return folders
+    """Of each kind one."""
+    return write_decoders(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module")

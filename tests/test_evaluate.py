@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from decoder_helpers import write_decoders
 from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
 
@@ -228,6 +229,10 @@ def test_variants_stand_in_the_table_and_ratios_speak_of_the_first(shop: History
     result = evaluate(shop, "drawn", ORIGINS, {"": Oracle(), "strength 1": worse})
     assert (result.ratio_new, result.ratio_all) == (judged.ratio_new, judged.ratio_all)
     assert [line.setting for line in result.table if line.model == "ours"] == ["", "strength 1"] * 2
+    for variant in result.variants:
+        assert variant.ratio == pytest.approx(ndcg(result, variant.task, "popularity"), rel=1e-6), "an oracle has 1"
+        assert variant.ratio_95[0] < variant.ratio < variant.ratio_95[1]
+    assert not judged.variants
 
 
 def test_the_same_figures_are_drawn_as_the_same_files(judged: Evaluation, tmp_path: Path) -> None:
@@ -393,15 +398,19 @@ def test_evaluate_prints_one_object_with_the_table_of_the_function(run: Run, fol
 
 
 def test_evaluate_prints_a_table_that_fits_a_pipe_and_draws_it(run: Run, folder: Path, tmp_path: Path) -> None:
-    plots = tmp_path / "plots"
-    code, out, err = run(folder, "--min-buyers", 3, "--strengths", "0,0.5", "--plots", plots, "--set", "epochs=1")
+    plots, decoder = tmp_path / "plots", write_decoders(lambda name: tmp_path / name)["llama"]
+    options = ["--strengths", "0,0.5", "--plots", plots, "--set", "epochs=1", "--deep", decoder, "--deep-weight", 0.5]
+    code, out, err = run(folder, "--min-buyers", 3, *options)
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
     assert "items with 3 or more buyers" in out
     for family in FAMILIES:
         assert family.name in out
-    assert "slatecast strength 0.5" in out
+    for variant in ("strength 0.5", "deep 0.5"):
+        assert f"slatecast {variant}" in out
+        for task in TASKS:
+            assert f"task {task}: {variant} is " in out
     assert (plots / "frontier.svg").is_file()
     assert (plots / "bands.svg").is_file()
 
@@ -416,6 +425,7 @@ def test_evaluate_prints_a_table_that_fits_a_pipe_and_draws_it(run: Run, folder:
         (["{}", "--min-buyers", "1000"], "nobody to ask"),
         (["{}", "--strengths", "0.1,2"], "numbers from 0 to 1"),
         (["{}", "--set", "epoch=3"], "epochs=8"),
+        (["{}", "--deep", "{}/none"], "is no folder"),
         ([], "Missing argument"),
     ],
 )

@@ -35,6 +35,9 @@ TASKS = {"new": "what the user had not bought before", "all": "repeats count too
               " means over the fits.")  # fmt: skip
 @click.option("--tower", type=click.Path(path_type=Path), help="Text tower, as of `train`.")
 @click.option("--strengths", metavar="S,…", default="", help="Judge ours with these strengths of diversity too.")
+@click.option("--deep", metavar="FOLDER", help="Judge ours with this decoder behind the scorer too: a second a list on"
+              " a core.")  # fmt: skip
+@click.option("--deep-weight", type=click.FloatRange(0, 10), help="Of its scores, in logits  [0.1]")
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw frontier.svg and bands.svg into this folder.")
 @set_option
 @connection_options
@@ -48,6 +51,8 @@ def evaluate(
     seeds: int,
     tower: Path | None,
     strengths: str,
+    deep: str | None,
+    deep_weight: float | None,
     plots: Path | None,
     changes: tuple[str, ...],
     as_json: bool,
@@ -65,7 +70,9 @@ def evaluate(
     Example:  slatecast evaluate shop/ --origins 2011-09-02,2011-09-16
               slatecast evaluate completejourney --seeds 3 --strengths 0,0.3,0.6 --plots plots/
     """
+    from models.deep import NEVER_S, Deep
     from models.evaluate import evaluate as judge
+    from models.export import find_weights
     from models.history import JOURNEY, read_history, sold_items
     from models.item_vectors import build_text
     from models.origins import default_origins, parse_origins
@@ -78,6 +85,8 @@ def evaluate(
     policies = {"": settings.policy, "relevance only": bare} | _variants(settings.policy, strengths)
     if plots:
         check_plots()
+    if deep:
+        find_weights(deep)  # minutes before it is opened
     asked = parse_origins(origins) if origins else None
     with stderr.status(f"reading {source}"):
         history = read_history(source)
@@ -102,6 +111,12 @@ def evaluate(
         vectors[sold] = side.vectors
         scorers = Scorers(history, vectors, settings.policy, chosen, step, seeds)
         ours = {name: Ours(scorers, policy) for name, policy in policies.items()}
+        if deep:
+            weight = settings.deep_weight if deep_weight is None else deep_weight
+            stage = Deep(deep, scorers.learner.world.shop.catalogue, weight, deadline_s=NEVER_S)
+            if stage.reason:
+                raise Misuse(f"--{stage.reason}")
+            ours[f"deep {weight:g}"] = Ours(scorers, settings.policy, stage)
         known = vectors if chosen.dim else None
         result = judge(history, source, asked, ours, min_buyers=least, vectors=known, seed=seed, step=step)
     if plots:
@@ -152,6 +167,9 @@ def _show(result: "Evaluation") -> None:
             best = result.best_new if line.task == "new" else result.best_all
             ends = f"(95 %: {line.ratio_95[0]:.3f} to {line.ratio_95[1]:.3f})"
             console.print(f"task {line.task}: {line.model} {line.setting} is {line.ratio:.3f} times {best} {ends}")
+    for variant in result.variants:
+        said = f"{variant.ratio:.3f} times ours (95 %: {variant.ratio_95[0]:.3f} to {variant.ratio_95[1]:.3f})"
+        console.print(f"task {variant.task}: {variant.setting} is {said}")
     for band in result.bands:
         said = "no ratio, the best baseline finds nothing"
         if band.ratio is not None and band.ratio_95 is not None:
