@@ -251,6 +251,15 @@ def default_sources(policy: Policy, index: "VectorIndex | None" = None) -> tuple
     )
 
 
+def follow_policy(sources: Sequence[Source], policy: Policy) -> tuple[Source, ...]:
+    """The same sources under another policy; what they have indexed stays.
+
+    >>> [source.name for source in follow_policy((BuyAgain(), NewItems(14.0)), Policy(new_days=7.0))]
+    ['buy_again', 'new_items']
+    """
+    return tuple(NewItems(policy.new_days) if isinstance(source, NewItems) else source for source in sources)
+
+
 def gather(context: Context, sources: Sequence[Source], limit: int) -> Candidates:
     """Ask every source and unite the answers. O(S limit log)."""
     answers = [source.find(context, limit) for source in sources]

@@ -27,13 +27,17 @@ class Shop(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One list to make. query_vector: (D,) float32 unit, of the newest search if it is part of this moment."""
+    """One list to make. query_vector: (D,) float32 unit, of the newest search if it is part of this moment.
+
+    slate: id of the list to be, which decides what it explores; empty: user and moment decide.
+    """
 
     user: str
     profile: Profile
     now_s: float
     query: str = ""
     query_vector: NDArray[np.float32] | None = None
+    slate: str = ""
 
 
 class Touched(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The stages of a list, in order. Start reading here.
 
 gather → filter → cut → features → score (all users of the batch in one call) → intent and exposure → shortlist →
-arrange → explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
+explore → arrange → explain. The scorer comes in as an argument; so does the clock, if someone wants the stages' times.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from recsys.candidates import Source, gather
 from recsys.context import Request, Shop, see
 from recsys.diversify.reasons import gains
 from recsys.explain import explain
+from recsys.explore import explore
 from recsys.exposure import price_exposure
 from recsys.features import compute_features
 from recsys.filters import filter_candidates
@@ -72,8 +73,9 @@ def recommend(
         penalty = price_exposure(relevance, shown, policy.exposure_penalty)
         worth = relevance - penalty
         size = max(policy.shortlist, policy.slate_size)  # a long list needs a shortlist as long
-        short = admit(context, found.rows, worth, shortlist(worth, found.ranks, size, policy.voices), policy)
-        choice = arrange(context, found.rows[short], relevance[short], penalty[short], policy)
+        own, drawn = explore(context, found.rows, relevance, policy)
+        short = admit(context, found.rows, worth, shortlist(worth, found.ranks, size, policy.voices), own)
+        choice = arrange(context, found.rows[short], relevance[short], penalty[short], own)
         chosen = short[choice.positions]
         said = gains(choice.parts, shop.catalogue.vectors[found.rows[chosen]]) if policy.show_gains else []
         items = []
@@ -81,7 +83,8 @@ def recommend(
             item = shop.catalogue.items[found.rows[at]]
             source, reason = explain(context, found, at, visit)
             gain = said[place] if said else None
-            items.append(SlateItem(item.item, item.title, round(float(relevance[at]), 4), source, reason, gain))
+            value = round(float(relevance[at]), 4)
+            items.append(SlateItem(item.item, item.title, value, source, reason, gain, drawn.get(at)))
         drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped, choice.relaxed))
     tick("diversify")
     return drafts

@@ -1,7 +1,8 @@
 """The knobs of a slate: what an operator may turn without training anything.
 
 Validated when decoded (unknown keys are refused); its digest stands in every slate, so that a list can always be
-traced to the settings that made it.
+traced to the settings that made it. What a knob is for and in which unit stands at the knob: `recsys/knobs.py` reads it
+for people, `recsys/policy_file.py` reads files and finds every mistake in one.
 """
 
 import hashlib
@@ -16,86 +17,152 @@ Slot = Annotated[int, Meta(ge=0, le=99)]  # 0 is the first
 Attribute = Literal["brand", "category_1", "category_2", "category_3", "price_band"]  # what a cap counts
 
 
+def knob(unit: str, reason: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Meta:
+    """What a knob is counted in, what it is for, and its limits. The only place where that is said."""
+    return Meta(description=reason, extra={"unit": unit}, ge=ge, le=le)
+
+
 class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where not all rules can hold, the one with the lowest priority gives way, and the slate says so."""
 
-    priority: Annotated[int, Meta(ge=0, le=100)] = 1
+    priority: Annotated[int, knob("rank", "where not all rules can hold, the lowest gives way", ge=0, le=100)] = 1
 
 
 class Cap(_Rule, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """At most `most` of one brand, category at a level, or price band in any `within` slots in a row (0: in the list)."""
 
-    attribute: Attribute
-    most: Annotated[int, Meta(ge=1, le=100)] = 1
-    within: Annotated[int, Meta(ge=0, le=100)] = 0
+    attribute: Annotated[Attribute, knob("name", "of what it counts")]
+    most: Annotated[int, knob("items", "so many of one of them", ge=1, le=100)] = 1
+    within: Annotated[int, knob("slots", "in so many slots in a row; 0 = in the list", ge=0, le=100)] = 0
 
 
 class Minimum(_Rule, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """At least `least` items of a brand, below a category path, with a tag, or new in the shop (value is not read)."""
 
-    kind: Literal["brand", "category", "tag", "new"]
-    value: str = ""
-    least: Annotated[int, Meta(ge=1, le=100)] = 1
+    kind: Annotated[Literal["brand", "category", "tag", "new"], knob("name", "by what an item belongs to it")]
+    value: Annotated[str, knob("text", "which brand, category path or tag; not read for new")] = ""
+    least: Annotated[int, knob("items", "so many in the list", ge=1, le=100)] = 1
 
 
 class Sponsored(_Rule, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Slots for items with a tag, which stand nowhere else."""
 
-    slots: Annotated[tuple[Slot, ...], Meta(min_length=1, max_length=100)]
-    tag: Annotated[str, Meta(min_length=1)] = "sponsored"
-    priority: Annotated[int, Meta(ge=0, le=100)] = 2
+    slots: Annotated[
+        tuple[Slot, ...], Meta(min_length=1, max_length=100), knob("slots", "their places; 0 is the first")
+    ]
+    tag: Annotated[str, Meta(min_length=1), knob("text", "which items may stand there")] = "sponsored"
+    priority: Annotated[int, knob("rank", "where not all rules can hold, the lowest gives way", ge=0, le=100)] = 2
 
 
 class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An item that stands in a slot whenever it is a candidate of the user's."""
 
-    slot: Slot
-    item: str
+    slot: Annotated[Slot, knob("slot", "where it stands; 0 is the first")]
+    item: Annotated[str, knob("id", "which item")]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How lists are made. The defaults are what the demo runs."""
 
-    slate_size: Annotated[int, Meta(ge=1, le=100)] = 10
-    repeats: Literal["all", "new"] = "all"  # may a list offer what the user already bought?
-    per_source: Annotated[int, Meta(ge=1, le=500)] = 60  # candidates asked of each source
-    candidates: Annotated[int, Meta(ge=1, le=2000)] = 200  # scored per slate
-    shortlist: Annotated[int, Meta(ge=1, le=500)] = 60  # of them, those the diversifier sees
-    voices: Count = 3  # best items of every source that reach the shortlist whatever their score
-    diversity: Literal["none", "mmr", "max_sum", "dpp", "ssd"] = "dpp"  # recsys/diversify/options.py has the formulas
-    strength: Share = 0.15  # 0 = relevance only
-    window: Count = 0  # only the last so many items repel the next; 0 = all above it
-    blend: Share = 0.9  # how much of the likeness counts (dpp, ssd); 1 = lists longer than the vectors' rank run out
-    remember: Annotated[int, Meta(ge=0, le=100)] = 0  # of the items shown last, so many repel as if they stood above
-    remember_h: Annotated[float, Meta(gt=0)] = 24.0  # … and an item's repulsion falls to a third after so long
-    coverage: Literal["none", "root", "log", "xquad", "calibration"] = "none"  # of the user's own kinds of things
-    coverage_of: Attribute = "category_2"
-    coverage_weight: Annotated[float, Meta(ge=0, le=100)] = 0.5
-    caps: tuple[Cap, ...] = ()
-    minimums: tuple[Minimum, ...] = ()
-    sponsored: tuple[Sponsored, ...] = ()
-    pins: tuple[Pin, ...] = ()
-    price_bands: tuple[Annotated[float, Meta(gt=0)], ...] = ()  # where one ends and the next begins, ascending
-    variants: str = "product:"  # items with the same tag that begins so are one product, shown once; "" = no such tags
-    show_gains: bool = False  # each item says what it added to the list, in four parts and in words
-    # Times an item's share of all that is shown: what it loses of its probability to stay (recsys/exposure.py); 0 = nothing
-    exposure_penalty: Annotated[float, Meta(ge=0, le=1000)] = 5.0
-    intent: Annotated[float, Meta(ge=0, le=100)] = 2.0  # weight of the live visit's pull, in logits
-    cooldown_h: Annotated[float, Meta(ge=0)] = 4.0  # a bought item is not offered again for so long
-    fatigue_shown: Count = 3  # shown so often in a week without a touch: no longer a candidate
-    new_days: Annotated[float, Meta(ge=0)] = 14.0  # an item is new for so long
-    late_h: Annotated[float, Meta(ge=0)] = 24.0  # an event that arrives later changes the profile, but makes no slate
+    slate_size: Annotated[int, knob("items", "how long a list is", ge=1, le=100)] = 10
+    repeats: Annotated[
+        Literal["all", "new"], knob("choice", "may a list offer what the user already bought? new = no")
+    ] = "all"
+    per_source: Annotated[int, knob("items", "candidates asked of each source", ge=1, le=500)] = 60
+    candidates: Annotated[int, knob("items", "candidates that are scored for a list", ge=1, le=2000)] = 200
+    shortlist: Annotated[int, knob("items", "of them, those that the diversifier sees", ge=1, le=500)] = 60
+    voices: Annotated[
+        Count, knob("items", "best items of every source that reach the shortlist whatever their score")
+    ] = 3
+    diversity: Annotated[
+        Literal["none", "mmr", "max_sum", "dpp", "ssd"], knob("choice", "how a list is made various; dpp avoids twins")
+    ] = "dpp"  # recsys/diversify/options.py has the formulas
+    strength: Annotated[Share, knob("share", "weight of variety within a list; 0 = relevance only")] = 0.15
+    adapt: Annotated[
+        Share, knob("share", "how far the strength follows the user's own breadth; 0 = all users get the same")
+    ] = 0.0  # recsys/breadth.py
+    window: Annotated[Count, knob("slots", "only the last so many items repel the next; 0 = all above it")] = 0
+    blend: Annotated[
+        Share, knob("share", "how much of the likeness counts (dpp, ssd); at 1 very long lists run out of variety")
+    ] = 0.9
+    remember: Annotated[
+        int, knob("items", "of the items shown last, so many repel as if they stood above", ge=0, le=100)
+    ] = 0
+    remember_h: Annotated[
+        float, Meta(gt=0), knob("hours", "a shown item's repulsion falls to a third in this time")
+    ] = 24.0
+    coverage: Annotated[
+        Literal["none", "root", "log", "xquad", "calibration"],
+        knob("choice", "how a list is made to cover the user's own kinds of things"),
+    ] = "none"
+    coverage_of: Annotated[Attribute, knob("choice", "what a kind of things is, for the coverage")] = "category_2"
+    coverage_weight: Annotated[float, knob("gain", "how much a kind more is worth beside relevance", ge=0, le=100)] = (
+        0.5
+    )
+    facets: Annotated[
+        float,
+        knob("gain", "after a search, in place of coverage: another category or brand of its answers", ge=0, le=100),
+    ] = 4.0  # recsys/facets.py
+    caps: Annotated[tuple[Cap, ...], knob("rules", "at most so many of a brand, category or price band")] = ()
+    minimums: Annotated[tuple[Minimum, ...], knob("rules", "at least so many of a brand, category, tag or new")] = ()
+    sponsored: Annotated[
+        tuple[Sponsored, ...], knob("rules", "slots for items with a tag, which stand only there")
+    ] = ()
+    pins: Annotated[tuple[Pin, ...], knob("rules", "an item that stands in a slot whenever it is a candidate")] = ()
+    explore_slots: Annotated[
+        tuple[Slot, ...],
+        Meta(max_length=100),
+        knob("slots", "places for cold items drawn by chance, with the propensity logged; 0 is the first"),
+    ] = ()  # recsys/explore.py
+    explore_below: Annotated[Count, knob("buyers", "an item with fewer, or a new one, is cold")] = 5
+    price_bands: Annotated[
+        tuple[Annotated[float, Meta(gt=0)], ...], knob("prices", "where one band ends and the next begins, ascending")
+    ] = ()
+    variants: Annotated[
+        str, knob("text", "items with the same tag that begins so are one product, shown once; empty = none")
+    ] = "product:"
+    show_gains: Annotated[bool, knob("yes/no", "each item says what it added to the list, in parts and in words")] = (
+        False
+    )
+    exposure_penalty: Annotated[
+        float,
+        knob(
+            "probability",
+            "times an item's share of all that is shown: what it loses of its chance to stay; 0 = all may be alike",
+            ge=0,
+            le=1000,
+        ),
+    ] = 5.0  # recsys/exposure.py
+    intent: Annotated[float, knob("logits", "weight of the visit in progress: clicks and search", ge=0, le=100)] = 2.0
+    cooldown_h: Annotated[float, knob("hours", "a bought item is not offered again for so long", ge=0)] = 4.0
+    fatigue_shown: Annotated[
+        Count, knob("times", "shown so often in a week without a touch: no longer a candidate; 0 = never")
+    ] = 3
+    new_days: Annotated[float, knob("days", "an item is new for so long", ge=0)] = 14.0
+    late_h: Annotated[
+        float, knob("hours", "an event that arrives later changes the profile, but makes no list", ge=0)
+    ] = 24.0
 
     def __post_init__(self) -> None:
-        """What no single field shows: bands in order, a slot or an item pinned once, few enough rules."""
-        if list(self.price_bands) != sorted(set(self.price_bands)):
-            raise ValueError("price_bands must ascend")
-        if len({pin.slot for pin in self.pins}) < len(self.pins) or len({pin.item for pin in self.pins}) < len(
-            self.pins
-        ):
-            raise ValueError("pins must name each slot and each item once")
-        if len(self.caps) + len(self.minimums) + len(self.sponsored) > 62:
-            raise ValueError("at most 62 caps, minimums and sponsored rules")
+        """What no single knob shows."""
+        if wrong := self.contradictions():
+            raise ValueError("; ".join(wrong))
+
+    def contradictions(self) -> list[str]:
+        """Knobs that cannot stand beside each other: none, in a Policy that could be made."""
+        slots, items = [pin.slot for pin in self.pins], [pin.item for pin in self.pins]
+        kept = [*slots, *(slot for rule in self.sponsored for slot in rule.slots), *self.explore_slots]
+        explored = set(self.explore_slots)
+        found = {
+            "explore_slots must name each slot once, and none that is pinned or sponsored": len(explored)
+            < len(self.explore_slots)
+            or any(kept.count(slot) > 1 for slot in explored),
+            "price_bands must ascend": list(self.price_bands) != sorted(set(self.price_bands)),
+            "pins must name each slot and each item once": len(set(slots)) < len(slots) or len(set(items)) < len(items),
+            "at most 62 caps, minimums and sponsored rules": len(self.caps) + len(self.minimums) + len(self.sponsored)
+            > 62,
+        }
+        return [what for what, wrong in found.items() if wrong]
 
     def digest(self) -> str:
         """Eight bytes of the settings, in hexadecimal.

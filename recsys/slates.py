@@ -4,8 +4,10 @@ Travels on the topic `slates` (key = user) and stands in Redis; push services an
 """
 
 import hashlib
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 SLATE_SCHEMA = "slatecast.slate.v1"
 
@@ -52,7 +54,11 @@ class Relaxed(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SlateItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One place of a list. score: higher is better, comparable within the list only; gain: if the policy shows it."""
+    """One place of a list. score: higher is better, comparable within the list only; gain: if the policy shows it.
+
+    propensity: only of an item that was drawn to learn of it (recsys/explore.py): its probability in this slot, given
+    those drawn above it.
+    """
 
     item: str
     title: str
@@ -60,6 +66,7 @@ class SlateItem(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str
     reason: str
     gain: Gain | None = None
+    propensity: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
 class Slate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -7,8 +7,10 @@ brand, three levels of category, price and tags; a product's variants are known 
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.breadth import adapted_strength
 from recsys.context import Context
 from recsys.diversify import AtLeast, AtMost, Choice, Diversity, Limits, Reserved, Shown, Topics, diversify, fading
+from recsys.facets import search_facets
 from recsys.policy import Attribute, Minimum, Policy, Sponsored
 from recsys.signals import DAY_S
 from recsys.slates import Relaxed
@@ -70,13 +72,14 @@ def _choose(
     policy: Policy,
 ) -> Choice:
     """One pass of the diversifier over some candidates."""
+    facets = search_facets(context, rows) if policy.facets else None
     how = Diversity(
         method=policy.diversity,
-        strength=policy.strength,
+        strength=adapted_strength(context, policy),
         blend=policy.blend,
         window=policy.window,
-        coverage=policy.coverage,
-        coverage_weight=policy.coverage_weight,
+        coverage="xquad" if facets else policy.coverage,
+        coverage_weight=policy.facets if facets else policy.coverage_weight,
     )
     limits, absent = _limits(context, rows, policy)
     choice = diversify(
@@ -87,7 +90,7 @@ def _choose(
         rows=rows,
         penalty=penalty,
         shown=_shown(context, policy),
-        topics=_topics(context, rows, policy),
+        topics=facets or _topics(context, rows, policy),
         limits=limits,
     )
     return Choice(choice.positions, choice.parts, (*choice.relaxed, *absent)) if absent else choice

@@ -14,18 +14,20 @@ import numpy as np
 
 from models.serving import Models, Serving, Successor, find_vectors, warm_up
 from models.vector_index import Approximate
-from recsys.candidates import Source, default_sources
+from recsys.candidates import Source, default_sources, follow_policy
 from recsys.catalogue import Catalogue, decode_item, item_text
 from recsys.context import Request, Shop
 from recsys.errors import BadEvent, ModelRejected
 from recsys.events import Event, check_arrival, decode_event, event_hash
 from recsys.pipeline import recommend
+from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
 from recsys.signal_table import SignalTable
 from recsys.signals import Signal, Tally
 from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, slate_id
 from recsys.triggers import should_recommend
 from streams import telemetry
+from streams.policies import PolicyReader
 from streams.records import BACKFILL, Output, Record
 from streams.rejects import put_aside
 from streams.settings import Settings
@@ -137,10 +139,11 @@ class RankerTask:
         self.batch_limit = LIVE_BATCH  # the first batch may be one of lists, and 2,000 of them take seconds
         self.counts: Counter[str] = Counter()  # of committed batches only
         self._pending: Counter[str] = Counter()
-        self._policy, self._clock_ms, self._tick = settings.policy, clock_ms, tick
+        self._clock_ms, self._tick = clock_ms, tick
         self._slates, self._pairs, self._rejects = (settings.prefix + t for t in ("slates", "pairs", "rejects"))
         self._make_slates, self._make_pairs = slates, pairs
-        self._digest = self._policy.digest()
+        self._policy, self._digest = settings.policy, settings.policy.digest()
+        self._policies = PolicyReader(settings) if slates else None
         self.shelf = Shelf(settings, models)
         self._deep = None
         if settings.deep:
@@ -152,7 +155,9 @@ class RankerTask:
         self._serve(models, default_sources(self._policy, Approximate(models.dim)))
 
     def warm_up(self) -> None:
-        """Once, when the shelf has caught up."""
+        """Once, when the shelf has caught up: the policy that was published last, and a list by it for nobody."""
+        if self._policies is not None:
+            self._obey(self._policies.catch_up())
         warm_up(self._serving, self._policy)
 
     def refresh(self) -> None:
@@ -160,6 +165,8 @@ class RankerTask:
         self._pending, self._made = Counter(), []
         if not self.successors.empty():
             self._succeed(self.successors.get())
+        if self._policies is not None:
+            self._obey(self._policies.follow())
         if self._make_slates or self._make_pairs:
             self.shelf.follow()
 
@@ -175,9 +182,16 @@ class RankerTask:
         telemetry.RELEASES.labels("swapped").inc()
         log.info("ranker: release %s serves, was %s", successor.models.release, old)
 
+    def _obey(self, policy: Policy | None) -> None:
+        """Another policy, if there is one. Between two batches: no list is made by two."""
+        if policy is not None:
+            self._policy, self._digest = policy, policy.digest()
+            self._serve(self._serving.models, self._serving.sources)
+
     def _serve(self, models: Models, sources: tuple[Source, ...]) -> None:
         shop = Shop(self.shelf.catalogue, self.shelf.signals, models.item_models)
-        self._serving = Serving(models, sources, shop, {})
+        # A release was made ready under the policy of the start, which may be another.
+        self._serving: Serving = Serving(models, follow_policy(sources, self._policy), shop, {})
         telemetry.MODEL_INFO.clear()
         telemetry.MODEL_INFO.labels(models.release, models.provider).set(1)
 
@@ -259,20 +273,24 @@ class RankerTask:
         self, wanted: dict[tuple[int, str], tuple[Event, Record]], profiles: dict[tuple[int, str], Profile]
     ) -> list[Output]:
         now = self._serving
-        requests = [self._request(event, profiles[key]) for key, (event, _) in wanted.items()]
+        causes = [
+            Cause(r.topic, r.partition, r.offset, str(type(event).__struct_config__.tag), event.ts_ms)
+            for event, r in wanted.values()
+        ]
+        requests = [
+            self._request(event, profiles[key], slate_id(event.user, cause))
+            for (key, (event, _)), cause in zip(wanted.items(), causes, strict=True)
+        ]
         score = self._deep.around(now.models.score, self._policy) if self._deep else now.models.score
         drafts = recommend(requests, now.shop, now.sources, score, self._policy, self._tick)
         versions = Versions(now.models.release, self._digest, now.shop.catalogue.version, now.shop.signals.version)
         made_ms = self._clock_ms()
         outputs = []
-        for (event, record), draft in zip(wanted.values(), drafts, strict=True):
+        for (event, record), cause, request, draft in zip(wanted.values(), causes, requests, drafts, strict=True):
             if not draft.items:  # the catalogue has nothing that may be shown
                 continue
-            cause = Cause(
-                record.topic, record.partition, record.offset, str(type(event).__struct_config__.tag), event.ts_ms
-            )
             slate = Slate(
-                id=slate_id(event.user, cause),
+                id=request.slate,
                 user=event.user,
                 items=draft.items,
                 cause=cause,
@@ -289,7 +307,7 @@ class RankerTask:
         self._tick("publish")
         return outputs
 
-    def _request(self, event: Event, profile: Profile) -> Request:
+    def _request(self, event: Event, profile: Profile, slate: str) -> Request:
         now_s = event.ts_ms / 1000
         query = next((text for ts_s, text in reversed(profile.queries) if 0 <= now_s - ts_s < QUERY_S), "")
         vector, models, known = None, self._serving.models, self._serving.queries
@@ -299,4 +317,4 @@ class RankerTask:
                 if len(known) >= 10_000:  # 15 MB of vectors; popular queries come again soon enough
                     known.clear()
                 vector = known[query] = models.embed([query])[0]
-        return Request(event.user, profile, now_s, query, vector)
+        return Request(event.user, profile, now_s, query, vector, slate)

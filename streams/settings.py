@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from recsys.errors import Misuse
 from recsys.policy import Policy
+from recsys.policy_file import check_policy
 
 Value = str | int | float | bool
 
@@ -78,6 +79,10 @@ def load_settings(file: Path | None, options: Mapping[str, str | None], environ:
     written = merged.get("kafka", {})
     if secret and isinstance(written, dict):
         merged["kafka"] = {**written, **secret}
+    if file is not None and isinstance(merged.get("policy"), dict):
+        wrong = check_policy(file.read_text())[1]
+        if wrong:
+            raise Misuse("; ".join(f"{file}: {mistake}" for mistake in wrong))
     try:
         settings = msgspec.convert(merged, Settings)
     except msgspec.ValidationError as error:

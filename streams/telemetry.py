@@ -51,6 +51,10 @@ RELEASES = Counter("slatecast_releases", "Releases that were made champion: swap
 for _result in ("swapped", "refused"):
     RELEASES.labels(_result)  # an alarm needs the 0 before the first
 MODEL_INFO = Gauge("slatecast_model_info", "1 for the release that serves", ["release", "provider"])
+POLICIES = Counter("slatecast_policies", "Policies published on the topic control: taken up, or refused", ["result"])
+for _result in ("applied", "refused"):
+    POLICIES.labels(_result)
+POLICY_INFO = Gauge("slatecast_policy_info", "1 for the policy by which lists are made", ["digest"])
 
 
 class Health:

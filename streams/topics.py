@@ -58,7 +58,7 @@ def plan(settings: Settings) -> list[Topic]:
         ("signals", "changelog of item signals, partition by partition with pairs", n, COMPACT),
         ("rejects", "records that could not be used, with their bytes", n, {**TIME, **REJECTS}),
         ("models", "which release serves", 1, COMPACT),
-        ("control", "requests and alarms", 1, COMPACT),
+        ("control", "the policy, requests and alarms", 1, COMPACT),
     ]
     return [Topic(settings.prefix + name, purpose, count, config) for name, purpose, count, config in rows]
 

@@ -415,6 +415,7 @@ def test_a_policys_digest_names_every_knob() -> None:
         "minimums": (Minimum(kind="new"),),
         "sponsored": (Sponsored(slots=(1,)),),
         "pins": (Pin(0, "i"),),
+        "explore_slots": (3,),
         "price_bands": (10.0,),
         "variants": "",
         "show_gains": True,

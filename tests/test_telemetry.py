@@ -48,6 +48,8 @@ SHOWN_BY = {
     "LOOP_TIMESTAMP": ROLES,
     "RELEASES": ("ranker",),
     "MODEL_INFO": ("ranker",),
+    "POLICIES": ("ranker",),
+    "POLICY_INFO": ("ranker",),
 }
 USERS, EACH = [f"hidden-user-{n}" for n in range(10)], 4
 GOOD, BAD = len(USERS) * EACH, 1
@@ -174,6 +176,7 @@ def test_what_is_counted_has_happened(pages: Pages) -> None:
     assert value(ranker, telemetry.EVENT_TO_SLATE_SECONDS) == slates
     assert value(ranker, telemetry.TRANSACTIONS, result="commit") == value(ranker, telemetry.TRANSACTION_SECONDS) > 0
     assert value(ranker, telemetry.MODEL_INFO) == 1
+    assert value(ranker, telemetry.POLICY_INFO) == 1
     assert value(pages["materialiser"], telemetry.REDIS_WRITES) == slates
     for role in WORKERS:
         assert value(pages[role], telemetry.REBALANCES, kind="assigned") == 1

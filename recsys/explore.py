@@ -1,0 +1,97 @@
+"""Slots that learn: items of which little is known, drawn by chance, each with the probability that drew it.
+
+What was never shown is never bought, and a scorer that learns from lists will say so for ever. Some slots are drawn
+from the cold candidates instead, better ones more often (Gumbel top-k over their logits, which draws as a softmax does);
+with the propensities logged, what follows can be weighed without bias. The noise is a hash of the list's id and the
+item's, so a replay draws the same, whatever other candidates there are. Called by the pipeline; a drawn item becomes a
+pin, so that caps, variants and the rest of the list know of it.
+"""
+
+import hashlib
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.context import Context
+from recsys.policy import Pin, Policy
+from recsys.signals import DAY_S
+
+EVEN = 0.1  # of the probability is shared out evenly: no propensity is so small that its inverse drowns all others
+
+
+class Draw(msgspec.Struct, frozen=True):
+    """Of a pool, what was drawn, in order. positions: (m,) int64; propensities: (m,) float64 in (0, 1], each the
+    probability of this item given those drawn before it, so that their product is that of the whole draw.
+    """
+
+    positions: NDArray[np.int64]
+    propensities: NDArray[np.float64]
+
+
+def explore(
+    context: Context, rows: NDArray[np.int64], logits: NDArray[np.float64], policy: Policy
+) -> tuple[Policy, dict[int, float]]:
+    """The policy with what was drawn pinned to its slots; and the propensity of each drawn position among `rows`.
+
+    rows, logits: (C,) candidates, finite. The policy itself and nothing where it reserves no slots or nothing is cold.
+    1 µs a cold candidate.
+    """
+    slots = [slot for slot in sorted(policy.explore_slots) if slot < policy.slate_size]
+    if not slots:
+        return policy, {}
+    items = context.shop.catalogue.items
+    pool = np.flatnonzero(cold(context, rows, policy))
+    if policy.pins or policy.sponsored:  # those stand where the operator put them, and nowhere else
+        pinned, tags = {pin.item for pin in policy.pins}, {rule.tag for rule in policy.sponsored}
+        free = [items[row].item not in pinned and tags.isdisjoint(items[row].tags) for row in rows[pool].tolist()]
+        pool = pool[np.array(free, np.bool_)]
+    names = [items[row].item for row in rows[pool].tolist()]
+    drawn = draw(logits[pool], noise(_name(context), names), len(slots))
+    pins = tuple(Pin(slot, names[at]) for slot, at in zip(slots, drawn.positions.tolist(), strict=False))
+    chosen = dict(zip(pool[drawn.positions].tolist(), drawn.propensities.tolist(), strict=True))
+    return msgspec.structs.replace(policy, pins=(*policy.pins, *pins), explore_slots=()), chosen
+
+
+def cold(context: Context, rows: NDArray[np.int64], policy: Policy) -> NDArray[np.bool_]:
+    """Which candidates are to be learned of: few buyers, or new in the shop: (C,) bool."""
+    few = context.shop.signals.buyers[rows] < policy.explore_below
+    new = context.shop.catalogue.first_s[rows] > context.request.now_s - policy.new_days * DAY_S
+    return np.asarray(few | new)
+
+
+def draw(logits: NDArray[np.float64], gumbel: NDArray[np.float64], k: int) -> Draw:
+    """Up to k of a pool without replacement, among those left in proportion to (1 - EVEN)·softmax + EVEN/N.
+
+    logits, gumbel: (N,) finite. The k greatest sums of log probability and Gumbel noise are such a draw.
+
+    >>> found = draw(np.array([0.0, 2.0, 0.0]), np.zeros(3), 2)
+    >>> found.positions.tolist(), found.propensities.round(3).tolist()
+    ([1, 0], [0.742, 0.5])
+    """
+    if not len(logits) or k < 1:
+        return Draw(np.empty(0, np.int64), np.empty(0))
+    odds = np.exp(logits - logits.max())
+    share = (1 - EVEN) * odds / odds.sum() + EVEN / len(odds)
+    positions = np.argsort(-(np.log(share) + gumbel), kind="stable")[:k]
+    taken = share[positions]
+    left = np.cumsum(np.append(np.delete(share, positions).sum(), taken[::-1]))[:0:-1]  # sums without a rest near 0
+    return Draw(positions.astype(np.int64), np.minimum(taken / left, 1.0))
+
+
+def noise(name: str, items: list[str]) -> NDArray[np.float64]:
+    """Standard Gumbel noise for a list's id and each item's: the same on every machine and in every year.
+
+    >>> bool(noise("list", ["a", "b"])[1] == noise("list", ["b"])[0] != noise("other list", ["b"])[0])
+    True
+    """
+    seed = hashlib.blake2b(name.encode(), digest_size=32).digest()
+    whole = [int.from_bytes(hashlib.blake2b(item.encode(), digest_size=8, key=seed).digest()) for item in items]
+    uniform = (np.array([number >> 11 for number in whole], np.float64) + 0.5) * 2.0**-53
+    gumbel: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return gumbel
+
+
+def _name(context: Context) -> str:
+    request = context.request
+    return request.slate or f"{request.user}\0{request.now_s!r}"
