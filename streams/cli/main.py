@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "export": "streams.cli.export:export",
     "train": "streams.cli.train:train",
     "evaluate": "streams.cli.learn:evaluate",
+    "tune": "streams.cli.tune:tune",
     "run": "streams.cli.run:run",
     "watch": "streams.cli.run:watch",
     "rejects": "streams.cli.rejects:rejects",
