@@ -4,7 +4,7 @@ Strict and global in time: at each origin every model sees events before it and 
 (no sampled negatives), and is judged by the next session. Baselines choose their settings at a moment whose window ends
 before the first origin; the best baseline that ours is compared with is the best on the origins themselves, which
 favours the baseline. Accuracy never stands without variety beside it, nor variety without that of real baskets.
-What a moment is: `models/origins.py`. What the figures mean: `recsys/metrics.py`. Called by the command line.
+What a moment is: `models/origins.py`. What the figures mean: `recsys/*metrics.py`. Called by the command line.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +28,12 @@ from models.judging import (
     draw_baskets,
     judge_accuracy,
     judge_bands,
+    paired_ratio,
     regulars,
     sum_ndcg,
 )
 from models.origins import MIN_BUYERS, TASKS, WINDOW_S, Origin, Recommender, Task, make_origin
 from recsys.errors import Misuse
-from recsys.metrics import interval
 
 Step = Callable[[str, int, int], None]  # (what, done, of)
 
@@ -67,8 +67,8 @@ class Variant(msgspec.Struct, frozen=True):
 
     task: Task
     setting: str
-    ratio: float
-    ratio_95: Interval
+    ratio: float | None
+    ratio_95: Interval | None
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -140,7 +140,7 @@ def evaluate(
         best = max(range(first), key=lambda at: accuracies[at].ndcg)
         found[f"best_{task}"] = rows[best].model
         lines = [
-            Line(task, row.model, row.setting, accuracy, variety, *_ratio(accuracies, draws, at, best))
+            Line(task, row.model, row.setting, accuracy, variety, *paired_ratio(accuracies, draws, at, best))
             for at, (row, accuracy, variety) in enumerate(zip(rows, accuracies, varieties, strict=True))
         ]
         table += lines
@@ -152,15 +152,8 @@ def evaluate(
             if varieties[ease].overlap > 0:
                 overlaps.append(varieties[first].overlap / varieties[ease].overlap)
             bands += judge_bands(rows[first], rows[:first], moments, rng)
-        if ours and accuracies[first].ndcg > 0:
-            drawn = draws[draws[:, first] > 0]
             variants += [
-                Variant(
-                    task,
-                    rows[at].setting,
-                    accuracies[at].ndcg / accuracies[first].ndcg,
-                    interval(drawn[:, at] / drawn[:, first]),
-                )
+                Variant(task, rows[at].setting, *paired_ratio(accuracies, draws, at, first))
                 for at in range(first + 1, len(rows))
             ]
         step("judging", done + 1, len(TASKS))
@@ -182,16 +175,6 @@ def evaluate(
         },
         Evaluation,
     )
-
-
-def _ratio(
-    accuracies: Sequence[Accuracy], draws: NDArray[np.float64], at: int, best: int
-) -> tuple[float, Interval] | tuple[None, None]:
-    """NDCG of one model over that of another; paired, since a draw has the same users for both."""
-    if not accuracies[best].ndcg:
-        return None, None
-    drawn = draws[draws[:, best] > 0]  # a draw in which the other hits nothing has no ratio
-    return accuracies[at].ndcg / accuracies[best].ndcg, interval(drawn[:, at] / drawn[:, best])
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What lists were worth at past moments: accuracy per model, variety per model, the same of real baskets.
 
-Called by `models/evaluate.py`, which asks for the lists. The figures themselves: `recsys/metrics.py`.
+Called by `models/evaluate.py`, which asks for the lists. The figures themselves: `recsys/metrics.py`,
+`list_metrics.py` and `crowd_metrics.py` there.
 """
 
 from collections.abc import Sequence
@@ -12,25 +13,32 @@ from numpy.typing import NDArray
 from models.history import History
 from models.origins import MIN_ITEMS, Origin, Task, Truth
 from recsys.catalogue import Catalogue
-from recsys.metrics import (
-    average_precision_at_k,
+from recsys.crowd_metrics import (
+    coverage,
+    effective_catalogue,
+    exposure,
+    gini,
+    homogenisation,
+    inter_user_overlap,
+    novelty,
+    tail_share,
+)
+from recsys.list_metrics import (
     calibration_kl,
     category_entropy,
-    coverage,
-    exposure,
-    f1_at_k,
-    gini,
-    hit_at_k,
-    inter_user_overlap,
-    interval,
     mean_distance,
     min_distance,
-    ndcg_at_k,
-    novelty,
     path_distances,
+    vector_distances,
+)
+from recsys.metrics import (
+    average_precision_at_k,
+    f1_at_k,
+    hit_at_k,
+    interval,
+    ndcg_at_k,
     recall_at_k,
     resample_means,
-    vector_distances,
 )
 
 K = 10
@@ -59,9 +67,9 @@ class Accuracy(msgspec.Struct, frozen=True):
 
 
 class Variety(msgspec.Struct, frozen=True, kw_only=True):
-    """How varied the lists are within (distances, entropy), towards the user (calibration) and between users.
+    """How varied the lists are within (distances, entropy), towards the user (calibration), over time, between users.
 
-    Distances of text are None where no vectors were given.
+    Distances of text are None where no vectors were given, temporal_diversity where nobody made lists of a week before.
     """
 
     category_distance: float
@@ -74,6 +82,10 @@ class Variety(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     gini: float
     overlap: float
+    homogenisation: float
+    effective_catalogue: float
+    tail_share: float
+    temporal_diversity: float | None = None
 
 
 class Band(msgspec.Struct, frozen=True):
@@ -124,6 +136,16 @@ def judge_accuracy(
     mean = np.mean(means, axis=0)
     accuracies = [Accuracy(ndcg, interval(drawn[:, model]), *rest) for model, (ndcg, *rest) in enumerate(mean.tolist())]
     return accuracies, drawn
+
+
+def paired_ratio(
+    accuracies: Sequence[Accuracy], draws: NDArray[np.float64], at: int, to: int
+) -> tuple[float, Interval] | tuple[None, None]:
+    """NDCG of one model over that of another; paired, since a draw has the same users for both."""
+    if not accuracies[to].ndcg:
+        return None, None
+    drawn = draws[draws[:, to] > 0]  # a draw in which the other hits nothing has no ratio
+    return accuracies[at].ndcg / accuracies[to].ndcg, interval(drawn[:, at] / drawn[:, to])
 
 
 def judge_bands(
@@ -232,4 +254,7 @@ class Shop:
             "coverage": coverage(counts[origin.rows]),
             "gini": gini(counts[origin.rows]),
             "overlap": inter_user_overlap(lists),
+            "homogenisation": homogenisation(lists),
+            "effective_catalogue": effective_catalogue(counts),
+            "tail_share": tail_share(counts[origin.rows], buyers[origin.rows]),
         }

@@ -62,6 +62,11 @@ class Scorers:
                     self._scores.append(_undegraded(Ladder(Path(folder), NAMES).score))
         return self._scores
 
+    @property
+    def newest(self) -> list[Score]:
+        """Those fitted last; the world may have lived on since."""
+        return self._scores
+
 
 class Ours:
     """A Recommender: the lists of one policy, with a deep stage behind its scorer or without."""

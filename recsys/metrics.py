@@ -1,11 +1,12 @@
-"""How good lists are: right, varied within, different between users; and how sure one may be of it.
+"""Whether lists are right, and how sure one may be of it. How varied they are: `list_metrics.py`, `crowd_metrics.py`.
 
 A list is items best first (any hashable or row numbers); a truth is what the user then took. Averages over users are
-the caller's. Where definitions differ between libraries, the docstring says which one this is.
-Called by `models/evaluate.py`, by training and by the demo's summary.
+the caller's. Where definitions differ between libraries, the docstring says which one this is; tests compare with ranx
+and ir_measures. Called by `models/judging.py`, by training, by benchmarks and by the demo's summary.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from recsys.errors import Misuse
 
 Ranked = Sequence[Hashable]
 Truth = Collection[Hashable]  # a set is fastest
+Subtopics = Mapping[str, Collection[Hashable]]  # of each relevant item, what it is about
 
 # --- right: one list against one truth, in [0, 1] ---------------------------------------------------------------------
 
@@ -27,6 +29,15 @@ def ndcg_at_k(ranked: Ranked, truth: Truth, k: int) -> float:
     gain = 1 / np.log2(np.arange(2, k + 2))
     hits = _hits(ranked, truth, k)
     return float(gain[: len(hits)][hits].sum() / gain[: len(truth)].sum())
+
+
+def precision_at_k(ranked: Ranked, truth: Truth, k: int) -> float:
+    """The share of the k places that are right; a list shorter than k still counts as k.
+
+    >>> precision_at_k(["a", "x"], {"a", "b"}, 4)
+    0.25
+    """
+    return float(_hits(ranked, truth, k).sum() / k)
 
 
 def recall_at_k(ranked: Ranked, truth: Truth, k: int) -> float:
@@ -67,146 +78,78 @@ def hit_at_k(ranked: Ranked, truth: Truth, k: int) -> float:
     return float(_hits(ranked, truth, k).any())
 
 
+def reciprocal_rank_at_k(ranked: Ranked, truth: Truth, k: int) -> float:
+    """1 / the place of the first hit, 0 without one; its mean over users is the MRR.
+
+    >>> reciprocal_rank_at_k(["x", "a", "b"], {"a", "b"}, 3)
+    0.5
+    """
+    places = np.flatnonzero(_hits(ranked, truth, k))
+    return float(1 / (places[0] + 1)) if len(places) else 0.0
+
+
+# --- right for several wishes at once: an item is about subtopics (a basket's categories, a search's meanings) ---------
+
+
+def subtopic_recall(ranked: Sequence[str], subtopics: Subtopics, k: int) -> float:
+    """The share of all subtopics that the list's relevant items are about. S-recall, Zhai, Cohen & Lafferty 2003.
+
+    subtopics: of every relevant item; an item without any is not relevant. Raises Misuse where there are none.
+
+    >>> subtopic_recall(["a", "x", "b"], {"a": {1, 2}, "b": {1}, "c": {3, 4}}, 3)
+    0.5
+    """
+    relevant = {item for item, about in subtopics.items() if about}
+    top = np.flatnonzero(_hits(ranked, relevant, k)).tolist()
+    everything = {topic for about in subtopics.values() for topic in about}
+    return len({topic for place in top for topic in subtopics[ranked[place]]}) / len(everything)
+
+
+def alpha_ndcg(ranked: Sequence[str], subtopics: Subtopics, k: int, alpha: float = 0.5) -> float:
+    """Discounted gain where a subtopic is worth 1 - α less each time, over a greedy ideal. Clarke et al. 2008.
+
+    Gain of an item: Σ over its subtopics of (1-α)^(times above). The best list is NP-hard to find; the greedy one, equal
+    gains by descending id, is what pyndeval divides by (another order differs by up to .01). O(k · relevant items).
+
+    >>> round(alpha_ndcg(["a", "b"], {"a": {1}, "b": {1}, "c": {2}}, 2), 4)  # (1 + .5/log2(3)) / (1 + 1/log2(3))
+    0.8066
+    """
+    relevant = {item: about for item, about in subtopics.items() if about}
+    _hits(ranked, relevant, k)  # refuses what cannot be judged
+    seen: dict[Hashable, int] = {}
+    gained = _alpha_gain([relevant.get(item, ()) for item in ranked[:k]], alpha)
+    ideal: list[Collection[Hashable]] = []
+    left = dict(relevant)
+    while left and len(ideal) < k:
+        best = max(left, key=lambda item: (_worth(left[item], seen, alpha), item))
+        ideal.append(left.pop(best))
+        for topic in ideal[-1]:
+            seen[topic] = seen.get(topic, 0) + 1
+    return gained / _alpha_gain(ideal, alpha)
+
+
+def _alpha_gain(abouts: Sequence[Collection[Hashable]], alpha: float) -> float:
+    """The discounted gain of items in an order, by what they are about."""
+    seen: dict[Hashable, int] = {}
+    total = 0.0
+    for place, about in enumerate(abouts):
+        total += _worth(about, seen, alpha) / math.log2(place + 2)
+        for topic in about:
+            seen[topic] = seen.get(topic, 0) + 1
+    return total
+
+
+def _worth(about: Collection[Hashable], seen: Mapping[Hashable, int], alpha: float) -> float:
+    """Exact whatever the order of the topics, so that equal gains are equal."""
+    return math.fsum((1 - alpha) ** seen.get(topic, 0) for topic in about)
+
+
 def _hits(ranked: Ranked, truth: Truth, k: int) -> NDArray[np.bool_]:
     """Which of the first k places are right. Raises Misuse where every figure would mean nothing."""
     top = list(ranked[:k])
     if k < 1 or not len(truth) or len(set(top)) < len(top):
         raise Misuse("a list is judged at k ≥ 1 by a truth that is not empty, and offers nothing twice")
     return np.fromiter((item in truth for item in top), np.bool_, len(top))
-
-
-# --- varied within: one list ------------------------------------------------------------------------------------------
-
-
-def vector_distances(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """1 - cosine between all pairs of a list: (k, D) unit rows to (k, k), in [0, 2].
-
-    >>> vector_distances(np.eye(2, dtype=np.float32)).tolist()
-    [[0.0, 1.0], [1.0, 0.0]]
-    """
-    exact = vectors.astype(np.float64)
-    return np.asarray(1.0 - exact @ exact.T)
-
-
-def path_distances(paths: NDArray[np.int32]) -> NDArray[np.float64]:
-    """How much of their category paths two items do not share: (k, L) codes to (k, k), in [0, 1].
-
-    1 - shared levels / levels of the deeper one. A code stands for the path down to its level, -1 for none
-    (`Catalogue.category`); items without a category share nothing.
-
-    >>> path_distances(np.array([[1, 2, 3, 4], [1, 2, 3, 5], [1, 6, -1, -1]], np.int32))[0].tolist()
-    [0.0, 0.25, 0.75]
-    """
-    shared = ((paths[:, None] == paths[None]) & (paths >= 0)).sum(axis=2)
-    depth = (paths >= 0).sum(axis=1)
-    return np.asarray(1.0 - shared / np.maximum(np.maximum(depth[:, None], depth), 1))
-
-
-def mean_distance(distances: NDArray[np.float64]) -> float:
-    """Intra-list distance: the mean over pairs; 0 for a list without pairs.
-
-    >>> mean_distance(np.array([[0, 1, 0.5], [1, 0, 0], [0.5, 0, 0]]))
-    0.5
-    """
-    pairs = distances[np.triu_indices(len(distances), 1)]
-    return float(pairs.mean()) if len(pairs) else 0.0
-
-
-def min_distance(distances: NDArray[np.float64]) -> float:
-    """The closest pair: shows the near-duplicates that a mean hides; 0 for a list without pairs.
-
-    >>> min_distance(np.array([[0, 1, 0.5], [1, 0, 0.2], [0.5, 0.2, 0]]))
-    0.2
-    """
-    return float(distances[np.triu_indices(len(distances), 1)].min()) if len(distances) > 1 else 0.0
-
-
-def category_entropy(codes: NDArray[np.int32]) -> float:
-    """Shannon entropy of a list's categories, in nats; exp of it is how many categories there are in effect.
-
-    >>> round(category_entropy(np.array([7, 7, 9, 9], np.int32)), 4)  # log 2
-    0.6931
-    """
-    share = np.unique(codes, return_counts=True)[1] / max(len(codes), 1)
-    return float(-(share * np.log(share)).sum())
-
-
-def calibration_kl(preferred: NDArray[np.float64], shown: NDArray[np.float64], alpha: float = 0.01) -> float:
-    """How far the categories of a list are from those of the user's past: KL(p ‖ (1-α)q + αp), in nats. Steck 2018.
-
-    preferred, shown: (C,) each summing to 1. α keeps a category that is not shown finite: log(1/α) at most.
-
-    >>> calibration_kl(np.array([0.7, 0.3]), np.array([0.7, 0.3]))
-    0.0
-    >>> round(calibration_kl(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 4)  # log 100
-    4.6052
-    """
-    kept = preferred > 0
-    p, q = preferred[kept], shown[kept]
-    return float((p * np.log(p / ((1 - alpha) * q + alpha * p))).sum())
-
-
-# --- different between users: all lists -------------------------------------------------------------------------------
-
-
-def exposure(lists: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """How often each of n items is shown: (U, k) rows, -1 where a list is shorter, to (n,).
-
-    >>> exposure(np.array([[0, 1], [0, -1]]), 3).tolist()
-    [2, 1, 0]
-    """
-    return np.bincount(lists[lists >= 0], minlength=n)
-
-
-def coverage(shown: NDArray[np.int64]) -> float:
-    """The share of the items that anybody is shown. shown: (N,), from `exposure`.
-
-    >>> coverage(np.array([2, 1, 0, 0]))
-    0.5
-    """
-    return float((shown > 0).mean())
-
-
-def gini(shown: NDArray[np.int64]) -> float:
-    """Inequality of exposure: Σ (2i - n - 1) p_(i) / (n - 1), ascending; 0 = all alike, 1 = one item has it all.
-
-    (Divided by n - 1, so that 1 is reached; others divide by n.)
-
-    >>> gini(np.array([3, 3, 3])), gini(np.array([0, 0, 9]))
-    (0.0, 1.0)
-    """
-    n, total = len(shown), shown.sum()
-    if n < 2 or not total:
-        return 0.0
-    return float((2 * np.arange(1, n + 1) - n - 1) @ np.sort(shown) / (total * (n - 1)))
-
-
-def novelty(lists: NDArray[np.int64], buyers: NDArray[np.int64], users: int) -> float:
-    """Mean self-information of what is shown, in bits: -log2 of the share of users who bought it (MIUF).
-
-    lists: (U, k), -1 where shorter; buyers: (N,) distinct buyers, an item without any counts as one.
-
-    >>> novelty(np.array([[0, 1]]), np.array([8, 2]), 8)  # (0 + 2) / 2
-    1.0
-    """
-    rows = lists[lists >= 0]
-    return float(-np.log2(np.maximum(buyers[rows], 1) / users).mean()) if len(rows) else 0.0
-
-
-def inter_user_overlap(lists: NDArray[np.int64]) -> float:
-    """The share of a list that another user's list has too, mean over all pairs of users: 1 = everybody sees the same.
-
-    lists: (U, k) distinct rows within a list, -1 where shorter. Exact in O(U k): an item shown to c users is shared
-    by c(c-1)/2 of the U(U-1)/2 pairs. 0 for a single user.
-
-    >>> inter_user_overlap(np.array([[0, 1], [0, 2], [3, 4]]))  # one of three pairs shares one of two
-    0.16666666666666666
-    """
-    users, k = lists.shape
-    if users < 2:
-        return 0.0
-    shown = np.unique(lists[lists >= 0], return_counts=True)[1].astype(np.float64)
-    return float(shown @ (shown - 1) / (k * users * (users - 1)))
 
 
 # --- how sure ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from recsys.catalogue import Catalogue
+from recsys.crowd_metrics import inter_user_overlap
 from recsys.events import Event, Purchase, encode_event, event_hash
-from recsys.metrics import hit_at_k, inter_user_overlap, mean_distance, ndcg_at_k, path_distances
+from recsys.list_metrics import mean_distance, path_distances
+from recsys.metrics import hit_at_k, ndcg_at_k
 from recsys.profiles import EMPTY, ID_WIDTH, Profile, apply, decode_profile
 from recsys.signals import DAY_S
 from recsys.simulate import is_simulated

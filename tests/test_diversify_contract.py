@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recsys.diversify import COVERAGES, METHODS, AtMost, Diversity, Limits, Shown, Topics, diversify
 from recsys.diversify.reasons import nearness
 from recsys.errors import Misuse
-from recsys.metrics import mean_distance, vector_distances
+from recsys.list_metrics import mean_distance, vector_distances
 
 EVERY = pytest.mark.parametrize("method", METHODS)
 REPULSIVE = pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])

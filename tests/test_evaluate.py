@@ -32,6 +32,7 @@ from models.plots import plot
 from recsys.errors import Misuse
 from recsys.profiles import VIEW
 from streams.cli.main import main
+from streams.settings import load_settings
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -363,8 +364,8 @@ def test_a_list_may_end_early(shop: History) -> None:
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """A command line as the user types it; exit code, stdout, stderr."""
 
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["slatecast", "evaluate", *map(str, args)])
+    def call(*args: object, command: str = "evaluate") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["slatecast", command, *map(str, args)])
         with pytest.raises(SystemExit) as left:
             main()
         out = capsys.readouterr()
@@ -413,6 +414,39 @@ def test_evaluate_prints_a_table_that_fits_a_pipe_and_draws_it(run: Run, folder:
             assert f"task {task}: {variant} is " in out
     assert (plots / "frontier.svg").is_file()
     assert (plots / "bands.svg").is_file()
+
+
+def test_the_demonstration_is_a_table_and_one_page(run: Run, folder: Path, tmp_path: Path) -> None:
+    plots = tmp_path / "plots"
+    code, out, err = run(folder, "--origins", "2011-03-14", "--diversity", "--plots", plots, "--set", "epochs=1")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    for way in ("top-k", "MMR", "DPP", "SSD", "category coverage", "exposure price", "ours", "EASE"):
+        assert way in out
+    assert [path.name for path in plots.iterdir()] == ["diversity.svg"]
+
+
+def test_tune_writes_a_policy_that_slatecast_reads_all_it_tried_and_a_plot(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    tuned = tmp_path / "tuned"
+    args = (folder, "--origins", "2011-03-14,2011-04-11", "--lose", 0.5, "--out", tuned, "--set", "epochs=1")
+    code, out, err = run(*args, command="tune")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    assert "judged where nothing was tuned" in out
+    tried = json.loads((tuned / "tried.json").read_text())
+    assert len(tried) == 32
+    policy = load_settings(tuned / "policy.toml", {}, {}).policy
+    chosen = max((one for one in tried if one["within"]), key=lambda one: one["gain"])
+    assert policy.exposure_penalty == chosen["knobs"]["exposure_penalty"]
+    assert (tuned / "tuned.svg").is_file()
+
+
+def test_tuning_needs_a_later_moment_to_judge_at(run: Run, folder: Path) -> None:
+    code, _, err = run(folder, "--origins", "2011-03-14", command="tune")
+    assert code == 2
+    assert "two or more moments" in err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Figures by hand, against brute force, and where definitions commonly differ."""
-
-from itertools import combinations
+"""Accuracy by hand, at its borders, and where definitions commonly differ; and intervals."""
 
 import numpy as np
 import pytest
@@ -9,27 +7,28 @@ from hypothesis import strategies as st
 
 from recsys.errors import Misuse
 from recsys.metrics import (
+    alpha_ndcg,
     average_precision_at_k,
-    calibration_kl,
-    category_entropy,
-    coverage,
-    exposure,
     f1_at_k,
-    gini,
     hit_at_k,
-    inter_user_overlap,
     interval,
-    mean_distance,
-    min_distance,
     ndcg_at_k,
-    novelty,
-    path_distances,
+    precision_at_k,
     recall_at_k,
+    reciprocal_rank_at_k,
     resample_means,
-    vector_distances,
+    subtopic_recall,
 )
 
-ACCURACY = [ndcg_at_k, recall_at_k, average_precision_at_k, f1_at_k, hit_at_k]
+ACCURACY = [
+    ndcg_at_k,
+    precision_at_k,
+    recall_at_k,
+    average_precision_at_k,
+    f1_at_k,
+    reciprocal_rank_at_k,
+    hit_at_k,
+]
 LISTS = st.lists(st.integers(0, 30), max_size=15, unique=True)
 TRUTHS = st.sets(st.integers(0, 30), min_size=1, max_size=15)
 
@@ -90,69 +89,34 @@ def test_no_truth_a_doubled_item_and_k_0_are_refused(metric, ranked, truth, k) -
         metric(ranked, truth, k)
 
 
-# --- varied within ----------------------------------------------------------------------------------------------------
+def test_several_wishes_by_hand() -> None:
+    about = {"a": {1, 2}, "b": {1}, "c": {3}}
+    # b repeats a's topic: worth half; ideal is a, c, b
+    gained = 2 + 0.5 / np.log2(3) + 0 / 2
+    ideal = 2 + 1 / np.log2(3) + 0.5 / 2
+    assert alpha_ndcg(["a", "b", "x"], about, 3) == pytest.approx(gained / ideal)
+    assert alpha_ndcg(["a", "c", "b"], about, 3) == pytest.approx(1)
+    assert subtopic_recall(["a", "b", "x"], about, 3) == pytest.approx(2 / 3)
+    assert subtopic_recall(["x", "c"], about, 1) == 0
 
 
-def test_distances_of_a_list_by_hand() -> None:
-    vectors = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
-    distances = vector_distances(vectors)  # pairs: .4, 1, .2
-    assert mean_distance(distances) == pytest.approx(1.6 / 3)
-    assert min_distance(distances) == pytest.approx(0.2)
-    assert mean_distance(distances[:1, :1]) == min_distance(distances[:0, :0]) == 0
+def test_alpha_0_counts_repeats_in_full_and_alpha_1_not_at_all() -> None:
+    about = {"a": {1}, "b": {1}}
+    assert alpha_ndcg(["a", "b"], about, 2, alpha=0) == alpha_ndcg(["b", "a"], about, 2, alpha=0) == 1
+    assert alpha_ndcg(["a"], about, 2, alpha=1) == 1
 
 
-def test_category_paths_share_their_upper_levels() -> None:
-    paths = np.array([[1, 2, 3], [1, 2, 4], [1, 2, -1], [5, 6, 7], [-1, -1, -1]], np.int32)
-    distances = path_distances(paths)
-    np.testing.assert_allclose(distances[0], [0, 1 / 3, 1 / 3, 1, 1])
-    assert distances[4].tolist() == [1] * 5  # nothing is known about it, not even that it is like itself
+@pytest.mark.parametrize("metric", [alpha_ndcg, subtopic_recall])
+@pytest.mark.parametrize(("ranked", "about"), [(["a"], {}), (["a"], {"a": set()}), (["a", "a"], {"a": {1}})])
+def test_no_subtopics_and_a_doubled_item_are_refused(metric, ranked, about) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Misuse):
+        metric(ranked, about, 3)
 
 
-def test_entropy_of_categories() -> None:
-    assert category_entropy(np.array([3, 3, 3], np.int32)) == 0
-    assert np.exp(category_entropy(np.arange(10, dtype=np.int32))) == pytest.approx(10)
-    assert category_entropy(np.array([], np.int32)) == 0
-
-
-def test_calibration_is_0_for_the_users_own_mix_and_grows_away_from_it() -> None:
-    mix = np.array([0.6, 0.3, 0.1, 0])
-    values = [calibration_kl(mix, (1 - t) * mix + t * np.array([0, 0, 0, 1.0])) for t in (0, 0.3, 0.6, 1)]
-    assert values[0] == pytest.approx(0)
-    assert values == sorted(values)
-    assert values[-1] == pytest.approx(np.log(100))
-
-
-# --- different between users ------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 2**32), st.integers(2, 12), st.integers(1, 8))
-def test_overlap_by_counting_items_is_overlap_by_comparing_pairs(seed: int, users: int, k: int) -> None:
-    rng = np.random.default_rng(seed)
-    lists = np.array([rng.permutation(15)[:k] for _ in range(users)])
-    lists[rng.random(lists.shape) < 0.1] = -1
-    pairs = [len((set(a) & set(b)) - {-1}) / k for a, b in combinations(lists.tolist(), 2)]
-    assert inter_user_overlap(lists) == pytest.approx(np.mean(pairs))
-
-
-def test_overlap_of_the_same_and_of_strangers() -> None:
-    assert inter_user_overlap(np.tile(np.arange(10), (7, 1))) == pytest.approx(1)
-    assert inter_user_overlap(np.arange(70).reshape(7, 10)) == 0
-    assert inter_user_overlap(np.arange(10)[None]) == 0
-
-
-def test_exposure_coverage_and_gini_by_hand() -> None:
-    shown = exposure(np.array([[0, 1], [0, 2], [0, -1]]), 5)
-    assert shown.tolist() == [3, 1, 1, 0, 0]
-    assert coverage(shown) == pytest.approx(0.6)
-    # ascending 0 0 1 1 3, weights -4 -2 0 2 4: (2 + 12) / (5 · 4)
-    assert gini(shown) == pytest.approx(0.7)
-    assert gini(np.zeros(5, np.int64)) == gini(np.array([4])) == 0
-
-
-def test_novelty_by_hand_and_an_item_nobody_bought_counts_as_bought_once() -> None:
-    lists = np.array([[0, 1], [2, -1]])
-    assert novelty(lists, np.array([16, 4, 0]), 16) == pytest.approx((0 + 2 + 4) / 3)
-    assert novelty(np.full((2, 2), -1), np.array([1]), 16) == 0
+def test_precision_and_reciprocal_rank_by_hand() -> None:
+    assert precision_at_k([9, 1, 2], {1, 2, 3}, 10) == pytest.approx(2 / 10)
+    assert reciprocal_rank_at_k([9, 8, 1], {1}, 3) == pytest.approx(1 / 3)
+    assert reciprocal_rank_at_k([9, 8, 1], {1}, 2) == 0
 
 
 # --- how sure ---------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "train": "streams.cli.train:train",
     "evaluate": "streams.cli.learn:evaluate",
     "policy": "streams.cli.policy:policy",
+    "tune": "streams.cli.tune:tune",
     "run": "streams.cli.run:run",
     "watch": "streams.cli.run:watch",
     "rejects": "streams.cli.rejects:rejects",
