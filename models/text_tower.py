@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # 50 µs a text on one
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from models.devices import open_session
 from recsys.errors import ModelRejected
@@ -61,6 +61,32 @@ class TowerSettings(msgspec.Struct, frozen=True, kw_only=True):
     parity: float = 0.0
 
 
+class TextReader:
+    """Texts to tokens, the same in training and serving. folder: for messages; raises ModelRejected if a prompt is too long."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, max_tokens: int, folder: str) -> None:
+        self._tokenizer, self._prompt = tokenizer, prompt
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.no_padding()  # a file may ask for 128 tokens whatever the text (MiniLM's does)
+        self._before, _, self._after = prompt.partition("{}")
+        # One character can be four tokens, and the one at the cut is kept whole.
+        self._room = max_tokens - len(tokenizer.encode(self._before + self._after)) - 4
+        if self._room < 1 and prompt != PLAIN.prompt:
+            raise ModelRejected(f"the prompt of {folder} leaves no room for a text; export it with a shorter one")
+
+    def read(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokens of texts inside the prompt; beyond `max_tokens` a text is cut."""
+        return list(self._tokenizer.encode_batch(self.prompted(texts)))
+
+    def prompted(self, texts: Sequence[str]) -> list[str]:
+        """The texts inside the prompt, cut so that it stays whole behind them; "" for a text without a token."""
+        if self._prompt == PLAIN.prompt:
+            return list(texts)
+        bare = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ends = [one.offsets[: self._room][-1][1] if one.ids else 0 for one in bare]
+        return [self._before + text[:end] + self._after if end else "" for text, end in zip(texts, ends, strict=True)]
+
+
 class TextTower:
     """A tower at work.
 
@@ -71,18 +97,12 @@ class TextTower:
     def __init__(self, folder: Path, *, threads: int = 1, require_gpu: bool = False) -> None:
         self.settings = read_settings(folder)
         try:
-            self._tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises nothing more exact
             raise ModelRejected(f"{folder / TOKENIZER} is no tokenizer: {error}; make the tower again") from error
         self._session, self.provider = open_session(folder / GRAPH, threads=threads, require_gpu=require_gpu)
-        self._tokenizer.enable_truncation(self.settings.max_tokens)
-        self._tokenizer.no_padding()  # a file may ask for 128 tokens whatever the text (MiniLM's does)
+        self.reader = TextReader(tokenizer, self.settings.prompt, self.settings.max_tokens, str(folder))
         self.dim = self.settings.dim
-        self._before, _, self._after = self.settings.prompt.partition("{}")
-        # One character can be four tokens, and the one at the cut is kept whole.
-        self._room = self.settings.max_tokens - len(self._tokenizer.encode(self._before + self._after)) - 4
-        if self._room < 1 and self.settings.prompt != PLAIN.prompt:
-            raise ModelRejected(f"the prompt of {folder} leaves no room for a text; export it with a shorter one")
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None
@@ -94,8 +114,7 @@ class TextTower:
         a text is cut. `progress` is told (texts done, texts) after each batch.
         """
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        encoded = self._tokenizer.encode_batch(self.prompted(texts))
-        ids = [[] if all(one.special_tokens_mask) else one.ids for one in encoded]
+        ids = [[] if all(one.special_tokens_mask) else one.ids for one in self.reader.read(texts)]
         order = sorted((at for at in range(len(texts)) if ids[at]), key=lambda at: len(ids[at]))
         start = 0
         while start < len(order):
@@ -109,14 +128,6 @@ class TextTower:
         if not np.isfinite(vectors).all():
             raise ModelRejected("the text tower answered with numbers that are not finite; make it again")
         return vectors
-
-    def prompted(self, texts: Sequence[str]) -> list[str]:
-        """The texts inside the prompt, cut so that it stays whole behind them; "" for a text without a token."""
-        if self.settings.prompt == PLAIN.prompt:
-            return list(texts)
-        bare = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ends = [one.offsets[: self._room][-1][1] if one.ids else 0 for one in bare]
-        return [self._before + text[:end] + self._after if end else "" for text, end in zip(texts, ends, strict=True)]
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         width = max(2, *(len(row) for row in rows))  # the graph was exported for 2 tokens and more

@@ -100,7 +100,7 @@ def test_padding_changes_nothing_whichever_side_it_stands_on(weights: dict[str, 
 def test_a_prompt_stays_whole_behind_a_text_that_is_cut(towers: dict[str, Path]) -> None:
     tower = TextTower(towers["llama"])
     for text in ("折叠椅" * 400, "garden chair " * 400):
-        (prompted,) = tower.prompted([text])
+        (prompted,) = tower.reader.prompted([text])
         before, _, after = PROMPT.partition("{}")
         assert prompted.startswith(before + text[:3])
         assert prompted.endswith(after)

@@ -4,7 +4,7 @@ A user is the mean of the last 20 distinct items' vectors; items are ranked by t
 labels, nothing fitted but the whitening, so that two towers differ by what they make of a text and by nothing else. Cold:
 a tenth of the catalogue at a time is taken out of everybody's past and ranked among itself; `cold_new` leaves out what
 its buyer had in that past, which is nearer to a launch and harder.
-Called by `slatecast bench texts`. What a text adds to behaviour is for `slatecast evaluate` to say.
+Called by `slatecast bench texts`, and by tuned_texts.py for its judgement. What a text adds to behaviour is for `slatecast evaluate` to say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,26 +93,26 @@ def measure(
     rng = np.random.default_rng(seed)
     lexicon = Lexicon(item.title for item in items)  # a category's words say less than they drown
     asks: dict[str, Ask] = {"random": lambda liked, ranked: rng.random(len(ranked)).astype(np.float32)}
-    asks["words"] = words = _by_words(lexicon)
+    asks["words"] = words = by_words(lexicon)
     about = {}
     for name, folder in towers.items():
         tell(f"embedding {len(texts)} texts with {name}")
         tower = export_tower(folder, home / "towers")
         raw = embed(tower, texts, hash_texts(texts))
-        whitened = _by_vectors(fit_whitening(raw, dim).apply(raw))
-        asks |= {name: _by_vectors(raw), f"{name}, whitened": whitened, f"{name}, with words": _sum(whitened, words)}
+        whitened = by_vectors(fit_whitening(raw, dim).apply(raw))
+        asks |= {name: by_vectors(raw), f"{name}, whitened": whitened, f"{name}, with words": _sum(whitened, words)}
         about[name] = read_settings(tower)
-    pasts, folds = _pasts(origin), np.random.default_rng(seed).permutation(len(texts)) % FOLDS
+    pasts, folds = pasts_of(origin), np.random.default_rng(seed).permutation(len(texts)) % FOLDS
     figures: list[dict[str, NDArray[np.float64]]] = []
     for name, ask in asks.items():
         tell(f"ranking by {name}")
-        figures.append(_judge(ask, origin, truth, pasts, folds))
+        figures.append(judge_side(ask, origin, truth, pasts, folds))
     users = {name: int(np.isfinite(figures[0][name]).sum()) for name in MEASURES}
     table = _lines(list(asks), figures, rng)
     return Report(table, origin.day, len(texts), users, text, dim, seed, min_buyers, about)
 
 
-def _by_vectors(vectors: Floats) -> Ask:
+def by_vectors(vectors: Floats) -> Ask:
     """Cosines of unit vectors to the mean of those that a user likes."""
 
     def ask(liked: Columns, ranked: Columns) -> Floats:
@@ -122,7 +122,8 @@ def _by_vectors(vectors: Floats) -> Ask:
     return ask
 
 
-def _by_words(lexicon: Lexicon) -> Ask:
+def by_words(lexicon: Lexicon) -> Ask:
+    """Cosines of words to those of what a user likes."""
     return lambda liked, ranked: lexicon.cosines(lexicon.taste(liked, np.ones(len(liked))), ranked)
 
 
@@ -130,10 +131,10 @@ def _sum(one: Ask, other: Ask) -> Ask:
     return lambda liked, ranked: one(liked, ranked) + other(liked, ranked)
 
 
-def _judge(
+def judge_side(
     ask: Ask, origin: Origin, truth: Truth, pasts: Sequence[Columns], folds: Columns
 ) -> dict[str, NDArray[np.float64]]:
-    """NDCG@10 of each asked user, (U,), by measure; NaN where there is nothing to find."""
+    """NDCG@10 of each asked user, (U,), by measure; NaN where there is nothing to find. A fold of -1 is never cold."""
     every = np.arange(len(origin.rows))
     scores = np.stack([ask(_newest(past), every) for past in pasts])
     found = {task: _ndcg(top_k(scores, origin, task, K), truth.of(task)) for task in ("new", "all")}
@@ -157,7 +158,7 @@ def _judge(
     return found
 
 
-def _pasts(origin: Origin) -> list[Columns]:
+def pasts_of(origin: Origin) -> list[Columns]:
     """The columns that each asked user bought, in order of time."""
     order = np.argsort(origin.user, kind="stable")
     ends = np.searchsorted(origin.user[order], [origin.users, origin.users + 1])

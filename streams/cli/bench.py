@@ -13,7 +13,7 @@ from rich.table import Table
 
 from streams import embedded
 from streams.bench.ground import ENGINE_CORE
-from streams.cli.options import connection_options, json_option, print_json, stderr
+from streams.cli.options import connection_options, json_option, print_json, stderr, steps
 from streams.cli.services import fetch_jars
 from streams.settings import Settings
 
@@ -201,6 +201,82 @@ def texts(
         rows.add_row(line.side, *figures, f"{line.cold.times_random:.1f} {_ends(line.cold.times_random_95, 1)}")
     console = Console(highlight=False, width=160)
     console.print(f"{found.at}: {found.items} items; NDCG@10, 95 %", rows)
+
+
+@bench.command(name="train")
+@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="Base, as in `slatecast tune-text`.")
+@click.option(
+    "--steps", "count", default=12, show_default=True, type=click.IntRange(4), help="Of each engine in a round."
+)
+@click.option(
+    "--batch", default=32, show_default=True, type=click.IntRange(2), help="Texts of a step, each read twice."
+)
+@rounds_option
+@json_option
+def tuning(model: str, count: int, batch: int, rounds: int, as_json: bool) -> None:
+    """Our contrastive step against sentence-transformers', on the same model, texts of mixed lengths, loss and batch.
+
+    About five minutes, without a broker. Needs the extra `bench`.
+
+    \b
+    Example:  slatecast bench train --json
+    """
+    from models.export import find_weights
+    from streams.bench.tuning_speed import measure
+
+    with stderr.status("beginning") as status:
+        found = measure(find_weights(model), count, batch, rounds, status.update)
+    show(found, as_json)
+
+
+@bench.command(name="tune-text")
+@click.argument("source", metavar="FOLDER|completejourney")
+@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="Base, as in `slatecast tune-text`.")
+@click.option("--settings", "file", type=click.Path(path_type=Path), help="Of the tuning, TOML.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one setting; again for more.")
+@click.option("--origin", help="Moment to tune and judge at  [as the last one of `slatecast evaluate`]")
+@click.option("--min-buyers", type=click.IntRange(min=1), help="As in `slatecast evaluate`  [5; completejourney 30]")
+@click.option("--seed", default=0, show_default=True, help="Of what is cold, and of the bootstrap.")
+@connection_options
+@json_option
+def tune_text(
+    settings: Settings,
+    source: str,
+    model: str,
+    file: Path | None,
+    changes: tuple[str, ...],
+    origin: str | None,
+    min_buyers: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """What tuning brings to items that it has not seen: whitened towers before and after, and words.
+
+    No broker. A tenth of the catalogue is cold: nothing of it is tuned on. At most ten minutes and an export.
+
+    \b
+    Example:  slatecast bench tune-text shop/ --origin 2011-08-05 --set train=lora --json
+    """
+    from models.export import find_weights
+    from models.origins import parse_origins
+    from models.text_settings import read_settings
+    from streams.bench.tuned_texts import measure
+    from streams.cli.learn import least_buyers
+
+    chosen, at_s = read_settings(file, changes), parse_origins(origin)[-1] if origin else None
+    home, least = Path(settings.home), min_buyers or least_buyers(source)
+    home.mkdir(parents=True, exist_ok=True)
+    with steps() as step:
+        found = measure(source, home, find_weights(model), chosen, at_s, least, seed, stderr.print, step)
+    if as_json:
+        print_json(found)
+        return
+    rows = Table("", "users", "words", "base", "tuned", "gain, 95 %", box=None, pad_edge=False)
+    for name, of in (("new", found.new), ("all", found.all), ("cold", found.cold), ("cold, new", found.cold_new)):
+        gain = f"{of.gain:+.4f} {_ends(of.gain_95, 4)}"
+        rows.add_row(name, str(of.users), *(f"{ndcg:.4f}" for ndcg in (of.words, of.base, of.tuned)), gain)
+    console = Console(highlight=False, width=160)
+    console.print(f"{found.at}: {found.hidden} of {found.items} items cold; NDCG@10, whitened", rows)
 
 
 def _ends(ends: tuple[float, float], digits: int) -> str:

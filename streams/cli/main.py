@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "topics": "streams.cli.services:topics",
     "load": "streams.cli.load:load",
     "validate": "streams.cli.load:validate",
+    "tune-text": "streams.cli.tune_text:tune_text",
     "export": "streams.cli.export:export",
     "train": "streams.cli.train:train",
     "evaluate": "streams.cli.learn:evaluate",

@@ -1,0 +1,84 @@
+"""`slatecast tune-text`: a language model and a shop's history in, the same model for this shop out."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from recsys.errors import Misuse
+from streams.cli.options import json_option, print_json, stderr, steps
+
+
+@click.command(name="tune-text")
+@click.argument("source", metavar="FOLDER|completejourney", required=False)
+@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="As in `slatecast export`: a local Hugging"
+              " Face folder, encoder or decoder, or a model in a package.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, resolve_path=True), help="Folder to make, for `slatecast export"
+              " --model`.")  # fmt: skip
+@click.option("--settings", "file", type=click.Path(path_type=Path), help="TOML; see --print-settings.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one setting; again for more.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time budget, as the setting  [10]")
+@click.option("--min-buyers", type=click.IntRange(min=1), help="Leave out items that fewer distinct users bought  [5;"
+              " completejourney 30]")  # fmt: skip
+@click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
+@click.option("--print-settings", is_flag=True, help="Print all settings with unit and reason, and end.")
+@json_option
+def tune_text(
+    source: str | None,
+    model: str,
+    out: Path | None,
+    file: Path | None,
+    changes: tuple[str, ...],
+    minutes: float | None,
+    min_buyers: int | None,
+    until: str | None,
+    print_settings: bool,
+    as_json: bool,
+) -> None:
+    """Tune a text tower on the shop's own texts and baskets; `slatecast export --model` then makes the tower.
+
+    Ctrl-C keeps the best so far; the same command again goes on where a killed one was. Several processes:
+    torchrun --nproc-per-node 2 --no-python slatecast tune-text …
+
+    \b
+    Example:  slatecast tune-text shop/ --out tuned --until 2011-08-05
+              slatecast tune-text completejourney --out tuned --set train=lora --minutes 5
+    """
+    from models.text_settings import document, read_settings
+
+    settings = read_settings(file, (*changes, *([f"minutes={minutes}"] if minutes else [])))
+    if print_settings:
+        click.echo(document(settings))
+        return
+    if source is None or out is None:
+        raise Misuse("tune-text needs a source, a folder or completejourney, and --out; --help has an example")
+    from models.export import find_weights
+    from models.history import only_items, read_history, sold_items
+    from models.origins import parse_origins
+    from models.text_tuning import tune
+    from streams.cli.learn import least_buyers
+
+    base = find_weights(model)
+    with stderr.status(f"reading {source}"):
+        history = read_history(source)
+        history = history.before(parse_origins(until)[-1]) if until else history
+        least = min_buyers or least_buyers(source)
+        history = only_items(history, sold_items(history, least))
+    if not len(history):
+        raise Misuse(f"no item of {source} has {least} buyers{f' before {until}' if until else ''}; lower --min-buyers")
+    with steps() as step:
+        tuned = tune(base, out, history, settings, step)
+    if as_json:
+        print_json(msgspec.to_builtins(tuned))
+        return
+    held = f"loss on the newest slice {tuned.loss_before:.4f} → {tuned.loss:.4f}; " if tuned.loss is not None and tuned.loss_before is not None else ""  # fmt: skip
+    stderr.print(
+        f"{held}best at step {tuned.best_step} of {tuned.steps} (ended by {tuned.ended}, {tuned.took_s:.0f} s)"
+    )
+    stderr.print(f"{tuned.trainable:,} of {tuned.parameters:,} weights learned, {tuned.precision}")
+    if not tuned.merged:
+        stderr.print(
+            f"a {settings.train} cannot be merged: it lies beside the weights and is exported inside the tower"
+        )
+    reading = f" --pooling {settings.pooling} --prompt {settings.prompt!r}" if (settings.pooling, settings.prompt) != ("mean", "{}") else ""  # fmt: skip
+    stderr.print(f"now: slatecast export --model {out}{reading} --out TOWER, then slatecast train --tower TOWER")
