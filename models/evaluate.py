@@ -122,8 +122,7 @@ def evaluate(
         answers += _ask_family(family, tuning, moments)
         step("baselines", done + 1, len(FAMILIES))
     ours = ours or {}
-    for setting, model in ours.items():
-        answers += _ask(model, setting, TASKS, moments, lambda done: step("asking ours", done, len(moments)))
+    answers += _ask(ours, TASKS, moments, lambda done: step("asking ours", done, len(moments)))
 
     rng = np.random.default_rng(seed)
     shop = Shop(history, vectors)
@@ -194,35 +193,41 @@ def _ask_family(family: Family, tuning: Moment | None, moments: Sequence[Moment]
     if tuning and len(family.settings) > 1:
         worth: dict[tuple[Task, str], float] = {}
         for setting, score in family.settings.items():
-            for answer in _ask(Scored(family.name, score), setting, family.tasks, [tuning]):
+            for answer in _ask({setting: Scored(family.name, score)}, family.tasks, [tuning]):
                 worth[answer.task, setting] = sum_ndcg(answer, tuning[1])
         chosen = {task: max(family.settings, key=lambda setting: worth[task, setting]) for task in family.tasks}
     return [
         answer
         for setting, score in family.settings.items()
         if (tasks := [task for task in family.tasks if chosen[task] == setting])
-        for answer in _ask(Scored(family.name, score), setting, tasks, moments)
+        for answer in _ask({setting: Scored(family.name, score)}, tasks, moments)
     ]
 
 
 def _ask(
-    model: Recommender,
-    setting: str,
+    models: Mapping[str, Recommender],
     tasks: Sequence[Task],
     moments: Sequence[Moment],
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Lists]:
-    """One model's lists at all moments in the order of time, checked."""
-    answers = [Lists(task, model.name, setting, [], [regulars(*at, task) for at in moments]) for task in tasks]
+    """The lists of models, by their settings; checked.
+
+    Moment by moment, and at each of them every model: those that live through history together cannot go back in it.
+    """
+    answers = {
+        (setting, task): Lists(task, model.name, setting, [], [regulars(*at, task) for at in moments])
+        for setting, model in models.items()
+        for task in tasks
+    }
     for done, (origin, _) in enumerate(moments):
-        for answer in answers:
-            ranked = model.rank(origin, answer.task, K)
+        for (setting, task), answer in answers.items():
+            ranked = models[setting].rank(origin, task, K)
             lists = ranked[None] if ranked.ndim == 2 else ranked
             for of_seed in lists:
                 _check(of_seed, origin, answer)
             answer.lists.append(lists)
         progress(done + 1)
-    return answers
+    return list(answers.values())
 
 
 def _check(lists: NDArray[np.int64], origin: Origin, answer: Lists) -> None:

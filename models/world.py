@@ -43,7 +43,9 @@ class World:
         self._row_of_ref = {item_ref(item.item): row for row, item in enumerate(history.items)}
 
     def advance(self, until_s: int, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Live through every event before `until_s`. About 65 µs an event."""
+        """Live through every event before `until_s`, which must not lie before where it stands. About 65 µs an event."""
+        if until_s < self.now_s:
+            raise ValueError(f"a world at {self.now_s} cannot go back to {until_s}: what was learned since would leak")
         history, catalogue = self.history, self.shop.catalogue
         end = int(np.searchsorted(history.ts_s, until_s))
         touched: set[int] = set()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
 from shop_helpers import unit_rows
 
+from models.evaluate import evaluate
 from models.examples import EMPTY, LABEL_WINDOW_S, WEEK_S, Lists, join, make_lists, next_sessions
 from models.export import default_weights, export_tower
 from models.history import History
@@ -311,6 +312,18 @@ def test_our_lists_keep_the_protocols_rules_at_every_origin(drawn: History) -> N
             assert not origin.seen[place, np.searchsorted(origin.rows, [row for row in lists[1] if row >= 0])].any()
         hits = [bool(set(rows) & hidden) for rows, hidden in zip(every.tolist(), truth.all, strict=True)]
         assert np.mean(hits) > 0.5
+
+
+def test_variants_of_one_scorer_are_asked_moment_by_moment_so_none_knows_a_later_one(drawn: History) -> None:
+    settings = msgspec.structs.replace(SMALL, warm_up_days=14, epochs=1)
+    scorers = Scorers(drawn, unit_rows(len(drawn.items)), Policy(), settings, silent)
+    twins = {name: Ours(scorers, Policy()) for name in ("", "the same")}
+    result = evaluate(drawn, "drawn", [T, T + 14 * DAY_S], twins)
+    found = [(line.task, line.accuracy, line.variety) for line in result.table if line.model == "slatecast"]
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    with pytest.raises(ValueError, match="cannot go back"):
+        scorers.at(T)
 
 
 # --- a release --------------------------------------------------------------------------------------------------------
