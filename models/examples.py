@@ -119,6 +119,17 @@ def join(parts: Sequence[Lists]) -> Lists:
     )
 
 
+def measure(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and spread of each column, (F,) each, to scale it by; a column that never varies gets a spread of SILENT.
+
+    History often has no clicks, searches or showings. Nothing was learned of such a column, so when it moves live it must
+    not meet the weights that the network happened to begin with.
+    """
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    return mean.astype(np.float32), np.where(spread > 1e-6, spread, SILENT).astype(np.float32)
+
+
+SILENT = 1e6  # features are logarithms and shares: divided by it nothing is left of them
 OWN_SEEN = NAMES.index("own_seen")
 EMPTY = Lists(
     np.empty(0, np.int64),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.examples import Lists
+from models.examples import Lists, measure
 from models.losses import both_heads, descend
 from models.sequence_net import NetShape, SequenceNet
 from models.train_settings import TrainSettings
@@ -32,7 +32,7 @@ def fit_sequence(
     """
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    mean, std = lists.features.mean(axis=0), np.maximum(lists.features.std(axis=0), 1e-6)
+    mean, std = measure(lists.features)
     shape = NetShape(
         features=len(mean),
         dim=vectors.shape[1],
@@ -40,7 +40,7 @@ def fit_sequence(
         layers=settings.tower_layers,
         hidden=settings.hidden,
     )
-    net = SequenceNet(shape, torch.from_numpy(mean).float(), torch.from_numpy(std).float(), settings.tower_dropout)
+    net = SequenceNet(shape, torch.from_numpy(mean), torch.from_numpy(std), settings.tower_dropout)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.tower_rate, weight_decay=settings.weight_decay)
     count, size = len(lists.ends), settings.tower_batch
     batches = [

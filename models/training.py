@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from models.examples import OPEN, WEEK_S, Lists, join, make_lists
+from models.examples import OPEN, WEEK_S, Lists, join, make_lists, measure
 from models.history import History
 from models.item_files import save_item_models
 from models.item_models import fit_item_models
@@ -169,7 +169,7 @@ def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
     """List-wise softmax for both heads: -mean over the bought of log softmax over the list (unseen rows for `new`)."""
     torch.manual_seed(settings.seed)
     torch.set_num_threads(1)  # a step is tiny: two threads wait for each other, 71–217 s for what one does in 28
-    mean, std = lists.features.mean(axis=0), np.maximum(lists.features.std(axis=0), 1e-6)
+    mean, std = measure(lists.features)
     scaled = torch.from_numpy(np.clip((lists.features - mean) / std, -5, 5).astype(np.float32))
     bought, unseen = torch.from_numpy(lists.bought), torch.from_numpy(~lists.seen)
     starts = np.concatenate([[0], lists.ends[:-1]])
@@ -196,7 +196,7 @@ def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
         descend(loss / len(batch), network, optimiser, schedule)
         step("fitting the scorer", done + 1, len(batches))
     layers = [_arrays(layer) for layer in deep if isinstance(layer, torch.nn.Linear)]
-    return Network(*_arrays(linear), mean.astype(np.float32), std.astype(np.float32), layers)
+    return Network(*_arrays(linear), mean, std, layers)
 
 
 def _arrays(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -290,6 +290,16 @@ def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> Non
     assert not any(week is before for week in learner._weeks)
 
 
+def test_what_never_moved_in_history_moves_no_score_when_it_does_live(learner: Learner) -> None:
+    network, newest = learner.fit().network, learner.newest.features
+    assert network.deep
+    shown = NAMES.index("shown")
+    assert not newest[:, shown].any()  # a history of purchases: nobody was shown anything
+    live = newest.copy()
+    live[:, shown] = np.log1p(5)
+    np.testing.assert_allclose(network.score(live), network.score(newest), atol=1e-5)
+
+
 # --- our own lists in the protocol ------------------------------------------------------------------------------------
 
 
