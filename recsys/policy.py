@@ -127,8 +127,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exposure_penalty: Annotated[
         float,
         knob(
-            "probability",
-            "times an item's share of all that is shown: what it loses of its chance to stay; 0 = all may be alike",
+            "percent",
+            "off an item's chance to stay for each percent of all showings; 0 = all may be alike",
             ge=0,
             le=1000,
         ),

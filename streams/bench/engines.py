@@ -20,6 +20,7 @@ from confluent_kafka import TopicPartition
 from numpy.typing import NDArray
 
 from models.scorer import Network, OnnxScorer
+from recsys import diversify
 from recsys.features import NAMES
 from recsys.item_models import ItemModels
 from recsys.profiles import ID_WIDTH, KEEP_IDS, KEEP_TOUCHES
@@ -99,6 +100,7 @@ def run_scoring(run: Run) -> Measured:
     models = StubModels()
     task = RankerTask(run.settings, models, tick=tick)
     task.shelf.catch_up()
+    diversify.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
     measured = _work(run, task, Clock())
     total = sum(spent.values())
     shares = {stage: round(s / total, 4) for stage, s in sorted(spent.items(), key=lambda pair: -pair[1])}

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys import diversify
 from recsys.catalogue import encode_item
 from recsys.errors import Unavailable
 from recsys.events import encode_event
@@ -292,6 +293,7 @@ def _work(models: Tower, order: Order, stop: threading.Event) -> None:
     """The worker with the ranker's task, lists and all."""
     task = RankerTask(order.settings, models)
     task.shelf.catch_up()
+    diversify.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
     worker, said = Worker(order.settings, "ranker", task, order.instance), 0
 
     def after_batch() -> None:

@@ -8,6 +8,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from models.serving import NoModels
+from recsys import diversify
 from streams import clients
 from streams.cli.options import log_to_stderr
 from streams.failpoints import reach
@@ -68,6 +69,7 @@ def run_loose(settings: Settings, instance: str, stop: threading.Event) -> None:
     """The ranker, but for its transactions."""
     task = RankerTask(settings, NoModels())
     task.shelf.catch_up()
+    diversify.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
     worker = Worker(settings, "ranker", task, instance)
     worker._transactions = Loose(settings)  # type: ignore[assignment]
     worker.run(stop)
