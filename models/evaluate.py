@@ -32,7 +32,7 @@ from models.judging import (
     regulars,
     sum_ndcg,
 )
-from models.origins import MIN_BUYERS, TASKS, WINDOW_S, Origin, Recommender, Task, make_origin
+from models.origins import MIN_BUYERS, TASKS, WINDOW_S, Origin, Recommender, Task, make_origin, nobody_to_ask
 from recsys.errors import Misuse
 
 Step = Callable[[str, int, int], None]  # (what, done, of)
@@ -113,8 +113,10 @@ def evaluate(
     """
     moments = []
     for done, at_s in enumerate(origins_s):
-        make_origin(history, at_s, min_buyers)  # raises Misuse where there are newcomers only
-        moments.append(make_origin(history, at_s, min_buyers, min_items=0))
+        origin, truth = make_origin(history, at_s, min_buyers, min_items=0)
+        if not regulars(origin, truth, "new"):  # newcomers only
+            raise nobody_to_ask(at_s, len(origin.rows), min_buyers)
+        moments.append((origin, truth))
         step("origins", done + 1, len(origins_s))
     tuning = _earlier(history, origins_s[0] - WINDOW_S, min_buyers)
     answers: list[Lists] = []

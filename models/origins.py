@@ -110,12 +110,7 @@ def make_origin(
     repeat = np.isin(window.user.astype(np.int64) * n + window.item, pairs)
     every, fresh = _first_session(window.take(can_hit)), _first_session(window.take(can_hit & ~repeat))
     if not fresh:
-        day = datetime.fromtimestamp(at_s, UTC).date()
-        raise Misuse(
-            f"at {day} there is nobody to ask: no user knew {min_items} of the {len(rows)} items with {min_buyers} or "
-            "more buyers and bought another in the 28 days after; choose an origin inside the data, or lower "
-            "--min-buyers"
-        )
+        raise nobody_to_ask(at_s, len(rows), min_buyers, min_items)
     users = np.array(sorted(every), np.int64)
     seen = counts[users].toarray() > 0
     origin = Origin(
@@ -131,6 +126,16 @@ def make_origin(
         seen.sum(axis=1),
     )
     return origin, Truth([every[user] for user in users.tolist()], [fresh.get(user, set()) for user in users.tolist()])
+
+
+def nobody_to_ask(at_s: int, items: int, min_buyers: int, min_items: int = MIN_ITEMS) -> Misuse:
+    """What to say of a moment at which no user can be judged."""
+    day = datetime.fromtimestamp(at_s, UTC).date()
+    return Misuse(
+        f"at {day} there is nobody to ask: no user knew {min_items} of the {items} items with {min_buyers} or "
+        "more buyers and bought another in the 28 days after; choose an origin inside the data, or lower "
+        "--min-buyers"
+    )
 
 
 def _first_session(window: History) -> dict[int, set[int]]:

@@ -17,7 +17,7 @@ Slot = Annotated[int, Meta(ge=0, le=99)]  # 0 is the first
 Attribute = Literal["brand", "category_1", "category_2", "category_3", "price_band"]  # what a cap counts
 
 
-def knob(unit: str, reason: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Meta:
+def knob(unit: str, reason: str, *, ge: float | None = None, le: float | None = None) -> Meta:
     """What a knob is counted in, what it is for, and its limits. The only place where that is said."""
     return Meta(description=reason, extra={"unit": unit}, ge=ge, le=le)
 
