@@ -8,14 +8,13 @@ from pathlib import Path
 import msgspec
 import torch
 import transformers
+from decoder_helpers import END, WIDTH, byte_tokenizer, gpt2, llama
 from past_helpers import draw_past
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
 
 from models.history import History
 
-END, MASK = "<|endoftext|>", "[MASK]"
-WIDTH, VOCABULARY = 32, 300
+MASK = "[MASK]"
+VOCABULARY = 300
 COLOURS = ("red", "blue", "green", "yellow")
 THINGS = ("mug", "lamp", "chair", "bowl", "towel of cotton", "box", "plate", "candle, scented", "vase", "rug")
 SHAPES: dict[str, Callable[[], transformers.PreTrainedModel]] = {
@@ -24,44 +23,15 @@ SHAPES: dict[str, Callable[[], transformers.PreTrainedModel]] = {
             vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
         )
     ),
-    "gpt2": lambda: transformers.GPT2Model(
-        transformers.GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=WIDTH,
-            n_layer=2,
-            n_head=4,
-            n_positions=160,
-            bos_token_id=0,
-            eos_token_id=0,
-            initializer_range=0.3,
-        )
-    ),
-    "llama": lambda: transformers.LlamaModel(
-        transformers.LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            bos_token_id=0,
-            eos_token_id=0,
-            initializer_range=0.3,
-        )
-    ),
+    "gpt2": lambda: transformers.GPT2Model(gpt2(VOCABULARY, 160)),
+    "llama": lambda: transformers.LlamaModel(llama(VOCABULARY)),
 }
 
 
 def make_base(folder: Path, shape: str) -> Path:
     """A base of random weights with a byte-level tokenizer; the same for the same shape."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END, MASK], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([f"{colour} {thing}" for colour in COLOURS for thing in THINGS] * 3, trainer)
+    texts = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS] * 3
+    tokenizer = byte_tokenizer(texts, [END, MASK], VOCABULARY)
     torch.manual_seed(0)
     SHAPES[shape]().save_pretrained(folder)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, mask_token=MASK)
