@@ -1,6 +1,6 @@
 """Several policies on one fitted scorer: what each is worth, and how it fares on the three axes of sameness.
 
-Within a list, over time (lists a week apart), across users. All policies see the same candidates and the same scores at
+Within a list, over time (lists six days apart, two between), across users. All policies see the same candidates and the same scores at
 the same moments in the past, so what differs between two rows is the policy. Not how good the scorer is: that is
 `evaluate.py`, with baselines. Called by `slatecast evaluate --diversity` and by `models/tuning.py`.
 """
@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from models.baselines import Scored, ease
-from models.examples import WEEK_S
 from models.judging import (
     BASKETS,
     Accuracy,
@@ -34,11 +33,17 @@ from models.ours import Scorers, show
 from models.train_settings import Step
 from recsys.list_metrics import temporal_diversity
 from recsys.policy import Policy
+from recsys.signals import DAY_S
 
 EASE = "EASE"
 EASE_PENALTY = 300.0  # as good as 1000 on two data sets; here it is only what overlap is compared with
 TOP_K = "top-k"
 STRENGTH = 0.3  # of each way to make a list varied, in the demonstration
+REMEMBERED, REMEMBERED_H = 20, 168.0  # two lists; a default memory of a day would have forgotten them
+# Days before a moment at which users are shown a list too: three within a week, after which by default an item that nobody
+# touched is no candidate, so the list that is judged is the first that feels it.
+VISITS_D = (6, 4, 2)
+Told = dict[tuple[str, int], dict[int, bytes]]  # what users were shown, by policy and seed
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -72,14 +77,20 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def ways(policy: Policy) -> dict[str, Policy]:
-    """Relevance alone, each cure alone, and the policy itself; what is no cure (caps, pins) is the same in all."""
-    bare = replace(policy, diversity="none", exposure_penalty=0, coverage="none")
+    """Relevance alone, each cure alone, and the policy itself; what is no cure (caps, pins) is the same in all.
+
+    Memory is no cure alone: it is DPP with what was shown before counted as standing above.
+    """
+    bare = replace(policy, diversity="none", exposure_penalty=0, coverage="none", remember=0, fatigue_shown=0)
+    dpp = replace(bare, diversity="dpp", strength=STRENGTH)
     return {
         TOP_K: bare,
-        "MMR": replace(bare, diversity="mmr", strength=STRENGTH),
-        "DPP": replace(bare, diversity="dpp", strength=STRENGTH),
-        "SSD": replace(bare, diversity="ssd", strength=STRENGTH),
+        "MMR": replace(dpp, diversity="mmr"),
+        "DPP": dpp,
+        "SSD": replace(dpp, diversity="ssd"),
         "category coverage": replace(bare, coverage="root", coverage_weight=1.0),
+        "DPP and memory": replace(dpp, remember=REMEMBERED, remember_h=REMEMBERED_H),
+        "fatigue": replace(bare, fatigue_shown=policy.fatigue_shown or Policy().fatigue_shown),
         "exposure price": replace(bare, exposure_penalty=policy.exposure_penalty or Policy().exposure_penalty),
         "ours": policy,
     }
@@ -99,28 +110,29 @@ def compare(
 ) -> Comparison:
     """Lists of every policy at every origin, judged by what was bought next; ratios are to the first policy.
 
-    origins_s: unix seconds, ascending, after whatever the scorers were asked before. over_time: make lists of a week
-    before each origin too; the scorer is then fitted at that earlier moment and serves both, as a release does. No
-    showing is told to profiles, so `remember` and fatigue have nothing to go by. seed: of the bootstrap and of the items
-    drawn from larger baskets. 2 to 4 ms a list, twice with over_time. Raises Misuse where there is nobody to ask.
+    origins_s: unix seconds, ascending, after whatever the scorers were asked before. over_time: show users a list at
+    VISITS_D before each origin too, and tell their profiles; the scorer is then fitted at the first visit and serves all,
+    as a release does. seed: of the bootstrap and of the items drawn from larger baskets. 2 to 4 ms a list, four times
+    with over_time. Raises Misuse where there is nobody to ask.
     """
-    history = scorers.learner.world.history
+    world, history = scorers.learner.world, scorers.learner.world.history
     moments = [make_origin(history, at_s, min_buyers) for at_s in origins_s]
     places = [regulars(*moment, task) for moment in moments]
     now = {name: Lists(task, name, "", [], places) for name in (*policies, EASE)}
     before = {name: Lists(task, name, "", [], []) for name in now}
     for done, (origin, _) in enumerate(moments):
-        label = f"lists {done + 1} of {len(moments)}"
-        if over_time:
-            earlier = _week_before(origin, min_buyers)
-            scorers.at(earlier.at_s)
-            _make(scorers, policies, earlier, before, _told(step, f"{label}, a week before"))
-            scorers.learner.world.advance(origin.at_s)
-            for name in before:
-                before[name].places.append([at for at in places[done] if earlier.known[at] >= MIN_ITEMS])
-        else:
-            scorers.at(origin.at_s)
-        _make(scorers, policies, origin, now, _told(step, label))
+        visits = [*(_days_before(origin, days, min_buyers) for days in VISITS_D if over_time), origin]
+        scorers.at(visits[0].at_s)
+        told: Told = {}
+        for number, visit in enumerate(visits):
+            label = f"lists {done + 1} of {len(moments)}, visit {number + 1} of {len(visits)}"
+            world.advance(visit.at_s)
+            shown = _show_all(scorers, policies, visit, task, told, _told(step, label))
+            for answers in [before] * (over_time and not number) + [now] * (visit is origin):
+                for name, lists in {**shown, EASE: _ease(visit, task)}.items():
+                    answers[name].lists.append(lists)
+        for answer in before.values():
+            answer.places.append([at for at in places[done] if visits[0].known[at] >= MIN_ITEMS])
     return Comparison(
         source,
         task,
@@ -135,23 +147,36 @@ def _told(step: Step, label: str) -> Step:
     return lambda what, done, of: step(label, done, of)
 
 
-def _make(
-    scorers: Scorers, policies: Mapping[str, Policy], origin: Origin, answers: Mapping[str, Lists], step: Step
-) -> None:
-    """Every policy's lists at the moment at which the world stands, by the scorers that were fitted last."""
-    learner, task = scorers.learner, answers[EASE].task
+def _show_all(
+    scorers: Scorers, policies: Mapping[str, Policy], origin: Origin, task: Task, told: Told, step: Step
+) -> dict[str, NDArray[np.int64]]:
+    """Every policy's lists at the moment at which the world stands, by the scorers that were fitted last: (S, U, k).
+
+    told: what each was told of earlier showings, and is told of these.
+    """
+    learner, world, answers = scorers.learner, scorers.learner.world, dict[str, NDArray[np.int64]]()
     for done, (name, policy) in enumerate(policies.items()):
         step("", done, len(policies))
-        each = [show(learner.world, learner.sources, score, policy, origin, task, K) for score in scorers.newest]
-        answers[name].lists.append(np.stack(each))
-    reference = Scored(EASE, partial(ease, penalty=EASE_PENALTY))
-    answers[EASE].lists.append(reference.rank(origin, task, K)[None])
+        of_seeds = []
+        for seed, score in enumerate(scorers.newest):
+            world.shown = told.setdefault((name, seed), {})
+            of_seeds.append(lists := show(world, learner.sources, score, policy, origin, task, K))
+            for user, row in zip(origin.users.tolist(), lists, strict=True):
+                world.show(user, _items(row))
+        answers[name] = np.stack(of_seeds)
+    world.shown = {}
     step("", len(policies), len(policies))
+    return answers
 
 
-def _week_before(origin: Origin, min_buyers: int) -> Origin:
-    """The shop of a week before, asked by the same users."""
-    earlier, _ = make_origin(origin.history, origin.at_s - WEEK_S, min_buyers, min_items=0)
+def _ease(origin: Origin, task: Task) -> NDArray[np.int64]:
+    """EASE's lists, as of one seed: (1, U, k)."""
+    return Scored(EASE, partial(ease, penalty=EASE_PENALTY)).rank(origin, task, K)[None]
+
+
+def _days_before(origin: Origin, days: int, min_buyers: int) -> Origin:
+    """The shop of so many days before, asked by the same users."""
+    earlier, _ = make_origin(origin.history, origin.at_s - days * DAY_S, min_buyers, min_items=0)
     seen = earlier.counts[origin.users].toarray() > 0
     return replace(earlier, users=origin.users, seen=seen, known=seen.sum(axis=1))
 
@@ -188,7 +213,7 @@ def _judge(
 
 
 def _changed(before: Lists, now: Lists) -> float:
-    """Temporal diversity: the mean over users who were known a week before, then over seeds and moments."""
+    """Temporal diversity: the mean over users who were known at the first visit, then over seeds and moments."""
     means = []
     for old, new, places in zip(before.lists, now.lists, before.places, strict=True):
         for old_of_seed, new_of_seed in zip(old, new, strict=True):

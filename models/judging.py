@@ -69,7 +69,7 @@ class Accuracy(msgspec.Struct, frozen=True):
 class Variety(msgspec.Struct, frozen=True, kw_only=True):
     """How varied the lists are within (distances, entropy), towards the user (calibration), over time, between users.
 
-    Distances of text are None where no vectors were given, temporal_diversity where nobody made lists of a week before.
+    Distances of text are None where no vectors were given, temporal_diversity where nobody made earlier lists.
     """
 
     category_distance: float

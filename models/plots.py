@@ -27,7 +27,7 @@ _WIDTH_IN, _HEIGHT_IN = 4.2, 3.4  # of one panel
 _CURES: tuple[tuple[str, Callable[[Compared], float | None], bool], ...] = (
     ("within a list:\nmean distance by category", lambda row: row.variety.category_distance, True),
     ("within a list:\nclosest pair", lambda row: row.variety.category_minimum, True),
-    ("over time:\nnew since a week ago", lambda row: row.variety.temporal_diversity, True),
+    ("over time:\nnew since six days ago", lambda row: row.variety.temporal_diversity, True),
     ("across users:\noverlap", lambda row: row.variety.overlap, False),
     ("across users:\nhomogenisation", lambda row: row.variety.homogenisation, False),
     ("what it costs:\nNDCG over top-k's", lambda row: row.ratio, True),

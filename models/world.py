@@ -9,12 +9,13 @@ Called by training and by evaluation.
 from collections.abc import Callable
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from models.history import History
 from recsys.catalogue import Catalogue, item_ref
 from recsys.context import Request, Shop
-from recsys.events import Cart, Click, Event, Purchase, View
+from recsys.events import Cart, Click, Event, Impression, Purchase, View
 from recsys.profiles import CART, CLICK, EMPTY, PURCHASE, VIEW, Profile, apply
 from recsys.signal_table import SignalTable
 from recsys.signals import Signal, Tally, absorb
@@ -32,6 +33,7 @@ class World:
         self.history = history
         self.now_s = 0
         self.profiles: dict[int, Profile] = {}
+        self.shown: dict[int, bytes] = {}  # logs of `Profile.shown`; histories have none, so who makes lists tells
         self.shop = Shop(catalogue := Catalogue(history.items), SignalTable(catalogue))
         catalogue.first_s[: len(catalogue)] = np.nan
         catalogue.available[: len(catalogue)] = False
@@ -74,7 +76,16 @@ class World:
 
     def request(self, user: int) -> Request:
         """A request of this user at this moment."""
-        return Request(self.history.user_ids[user], self.profiles.get(user, EMPTY), float(self.now_s))
+        profile, shown = self.profiles.get(user, EMPTY), self.shown.get(user)
+        if shown:
+            profile = replace(profile, shown=shown)
+        return Request(self.history.user_ids[user], profile, float(self.now_s))
+
+    def show(self, user: int, rows: list[int]) -> None:
+        """Tell the user's profile that these items were shown now. The crowd's counts are not told."""
+        items = tuple(self.history.items[row].item for row in rows)
+        event = Impression(user=self.history.user_ids[user], items=items, ts_ms=self.now_s * 1000)
+        self.shown[user] = apply(Profile(shown=self.shown.get(user, b"")), event, bytes(6)).shown
 
 
 def _event(history: History, user: int, item: int, ts_s: int, action: int) -> Event:

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past
+from shop_helpers import unit_rows
 
 from models.comparing import EASE, TOP_K, Comparison, compare, ways
 from models.history import History
@@ -39,15 +41,18 @@ def history() -> History:
 
 
 @pytest.fixture(scope="module")
-def scorers(history: History) -> Callable[[], Scorers]:
-    vectors = np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+def vectors() -> NDArray[np.float32]:
+    return unit_rows(80)
+
+
+@pytest.fixture(scope="module")
+def scorers(history: History, vectors: NDArray[np.float32]) -> Callable[[], Scorers]:
     return lambda: Scorers(history, vectors, BASE, FAST, lambda what, done, of: None)
 
 
 @pytest.fixture(scope="module")
-def cured(history: History, scorers: Callable[[], Scorers]) -> Comparison:
-    return compare(scorers(), ways(BASE), [T], "all", Shop(history, None), "drawn", 5, over_time=True)
+def cured(history: History, vectors: NDArray[np.float32], scorers: Callable[[], Scorers]) -> Comparison:
+    return compare(scorers(), ways(BASE), [T], "all", Shop(history, vectors), "drawn", 5, over_time=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +65,11 @@ def tuned(history: History, scorers: Callable[[], Scorers]) -> Tuned:
 
 def test_each_cure_is_alone_in_its_row_and_top_k_has_none() -> None:
     default, of = Policy(), ways(Policy(exposure_penalty=2.0, caps=(Cap(attribute="brand"),)))
-    off = {"diversity": "none", "exposure_penalty": 0, "coverage": "none"}
+    off = {"diversity": "none", "exposure_penalty": 0, "coverage": "none", "remember": 0, "fatigue_shown": 0}
     for name, policy in of.items():
         turned = {knob for knob, value in off.items() if getattr(policy, knob) != value}
         assert policy.caps, "what is no cure is the same in all"
-        assert len(turned) == (0 if name == TOP_K else 2 if name == "ours" else 1)
+        assert len(turned) == {TOP_K: 0, "ours": 3, "DPP and memory": 2}.get(name, 1)
     assert {of[name].diversity for name in ("MMR", "DPP", "SSD")} == {"mmr", "dpp", "ssd"}
     assert of["exposure price"].exposure_penalty == 2.0
     assert ways(replace(default, exposure_penalty=0))["exposure price"].exposure_penalty > 0
@@ -81,10 +86,10 @@ def test_every_way_stands_in_the_table_with_the_references_below(cured: Comparis
 
 def test_the_price_cures_overlap_and_a_way_within_a_list_its_distance(cured: Comparison) -> None:
     assert cured.of("exposure price").variety.overlap < cured.of(TOP_K).variety.overlap
-    assert cured.of("MMR").variety.category_distance > cured.of(TOP_K).variety.category_distance
+    assert (cured.of("MMR").variety.text_distance or 0) > (cured.of(TOP_K).variety.text_distance or 1)
 
 
-def test_lists_of_a_week_before_are_compared(
+def test_lists_of_six_days_before_are_compared(
     cured: Comparison, history: History, scorers: Callable[[], Scorers]
 ) -> None:
     for row in cured.table[: len(ways(BASE)) + 1]:
@@ -92,6 +97,18 @@ def test_lists_of_a_week_before_are_compared(
         assert 0 < row.variety.temporal_diversity < 1
     at_once = compare(scorers(), {TOP_K: ways(BASE)[TOP_K]}, [T], "new", Shop(history, None), "drawn", 5)
     assert {row.variety.temporal_diversity for row in at_once.table} == {None}
+
+
+def test_what_was_shown_in_vain_makes_way_and_memory_repels(cured: Comparison) -> None:
+    changed = {row.name: row.variety.temporal_diversity or 0.0 for row in cured.table}
+    assert changed["fatigue"] > 2 * changed[TOP_K]
+    assert changed["DPP and memory"] > changed["DPP"]
+
+
+def test_showings_of_one_comparison_are_forgotten_after_it(scorers: Callable[[], Scorers], history: History) -> None:
+    one = scorers()
+    compare(one, {"fatigue": ways(BASE)["fatigue"]}, [T], "all", Shop(history, None), "drawn", 5, over_time=True)
+    assert one.learner.world.shown == {}
 
 
 def test_the_cures_are_drawn_as_the_same_file(cured: Comparison, tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def evaluate(
     category; closest, that of the nearest two; kinds, categories in effect; text, distance of their texts; mix, how far
     from the user's own categories (KL); novelty, bits; overlap, what two users' lists have in common.
 
-    With --diversity: top-k, MMR, DPP, SSD, category coverage, exposure price and ours on the three axes: within a list,
-    over time (lists a week apart, one scorer), across users; for what the policy's `repeats` says (new or all).
+    With --diversity: top-k and each cure alone, then the policy, on the three axes: within a list, over time (four lists
+    within six days, one scorer), across users; for what the policy's `repeats` says (new or all).
 
     \b
     Example:  slatecast evaluate shop/ --diversity --plots plots/
@@ -215,7 +215,7 @@ def show_compared(found: "Comparison") -> None:
     """A row a policy: what it costs, then the three axes."""
     console = Console(highlight=False)
     console.print(f"{', '.join(found.days)}; task {found.task}: {TASKS[found.task]}; {found.users} lists a row")
-    table = table_of("NDCG", "ratio", "95 %", "ILD", "pair", "week", "overlap", "/EASE", "homog.")
+    table = table_of("NDCG", "ratio", "95 %", "ILD", "pair", "6 days", "overlap", "/EASE", "homog.")
     for row in found.table:
         v, ends = row.variety, row.ratio_95
         cells = ["–" if row.accuracy is None else f"{row.accuracy.ndcg:.4f}"]
