@@ -69,10 +69,13 @@ class Accuracy(msgspec.Struct, frozen=True):
 class Variety(msgspec.Struct, frozen=True, kw_only=True):
     """How varied the lists are within (distances, entropy), towards the user (calibration), over time, between users.
 
+    category_low, category_high: between them four of five lists have their category_distance.
     Distances of text are None where no vectors were given, temporal_diversity where nobody made earlier lists.
     """
 
     category_distance: float
+    category_low: float
+    category_high: float
     category_minimum: float
     category_entropy: float
     text_distance: float | None = None
@@ -249,7 +252,10 @@ class Shop:
         buyers = np.zeros(len(self._codes), np.int64)
         buyers[origin.rows] = np.diff(origin.counts.tocsc().indptr)
         shoppers = int((np.diff(origin.counts.indptr) > 0).sum())
+        low, high = np.quantile(each["category_distance"], [0.1, 0.9])
         return {name: float(np.mean(values)) for name, values in each.items()} | {
+            "category_low": float(low),
+            "category_high": float(high),
             "novelty": novelty(lists, buyers, shoppers),
             "coverage": coverage(counts[origin.rows]),
             "gini": gini(counts[origin.rows]),

@@ -321,6 +321,7 @@ def test_real_baskets_stand_beside_the_lists_where_they_are_long_enough() -> Non
     assert line.accuracy is None
     assert 0.2 < line.variety.overlap < 1
     assert line.variety.category_minimum == pytest.approx(1 / 3)  # ten items of four kinds: two share all but the last
+    assert 1 / 3 < line.variety.category_low <= line.variety.category_distance <= line.variety.category_high < 1
 
 
 @pytest.mark.parametrize("fault", ["shape", "twice", "outside", "bought"])

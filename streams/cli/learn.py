@@ -225,6 +225,9 @@ def show_compared(found: "Comparison") -> None:
         cells += ["–" if row.overlap_of_ease is None else f"{row.overlap_of_ease:.2f}", f"{v.homogenisation:.3f}"]
         table.add_row(row.name[:17], *cells)
     console.print(table)
+    if (last := found.table[-1]).accuracy is None:
+        low, high = last.variety.category_low, last.variety.category_high
+        console.print(f"of real baskets four in five have an ILD of {low:.3f} to {high:.3f}")
 
 
 def _accuracy(lines: "list[Line]", title: str, k: int) -> Table:
