@@ -107,8 +107,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge the baselines, and ours if given, at every origin.
 
-    origins_s: unix seconds, ascending. ours: by setting; the first is what ratios and bands speak of, others are variants of it. vectors: (items, D) unit rows for text distances. seed: of the bootstrap and of
-    the items drawn from larger baskets. Raises Misuse where an origin has nobody to ask.
+    origins_s: unix seconds, ascending. ours: by setting; the first is what ratios and bands speak of, others are variants
+    of it. vectors: (items, D) unit rows for text distances. seed: of the bootstrap and of the items drawn from larger
+    baskets. Raises Misuse where an origin has nobody to ask.
     20 s for 260,000 events and 2,700 items, 2 min for 1.4 million and 6,000, without ours.
     """
     moments = []

@@ -89,8 +89,8 @@ def make_origin(
 ) -> tuple[Origin, Truth]:
     """The moment and its truth. Raises Misuse where nobody can be asked.
 
-    min_items: distinct items of the catalogue that a user must know to be asked. Truth is the first session within four weeks that holds an item of the catalogue (for new: one the user had not
-    bought): its distinct items of that kind.
+    min_items: distinct items of the catalogue that a user must know to be asked. Truth is the first session within four
+    weeks that holds an item of the catalogue (for new: one the user had not bought): its distinct items of that kind.
     """
     bought = history.purchases()
     past = bought.before(at_s)
