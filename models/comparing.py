@@ -1,8 +1,8 @@
 """Several policies on one fitted scorer: what each is worth, and how it fares on the three axes of sameness.
 
-Within a list, over time (lists six days apart, two between), across users. All policies see the same candidates and the same scores at
-the same moments in the past, so what differs between two rows is the policy. Not how good the scorer is: that is
-`evaluate.py`, with baselines. Called by `slatecast evaluate --diversity` and by `models/tuning.py`.
+Within a list, over time (lists six days apart, two between), across users. All policies see the same candidates and the
+same scores at the same moments in the past, so what differs between two rows is the policy. Not how good the scorer is:
+that is `evaluate.py`, with baselines. Called by `slatecast evaluate --diversity` and by `models/tuning.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,10 +2,11 @@
 
 Off unless a folder is given. It stands around another scorer: of each list, that one's best 20 get weight times z, where z
 says how much likelier the decoder finds a candidate's title after the user's titles than after nothing, mean over tokens
-(of four ways to say it the least harmful), standardised over the list. All other logits stay as they are. What a title is worth without a history is kept, so
-that it costs nothing the second time; a user without history, and a candidate without title, gain and lose nothing.
-It has a rung's deadline and pauses (ladder.py), so a decoder that fails or is slow leaves the list as it was, which says
-so. What it brings and costs is in docs/experiments.md. Called by the ranker and by evaluation, where a folder is given.
+(of four ways to say it the least harmful), standardised over the list. All other logits stay as they are. What a title
+is worth without a history is kept, so that it costs nothing the second time; a user without history, and a candidate
+without title, gain and lose nothing. It has a rung's deadline and pauses (ladder.py), so a decoder that fails or is
+slow leaves the list as it was, which says so. What it brings and costs is in docs/experiments.md. Called by the ranker
+and by evaluation, where a folder is given.
 """
 
 import logging

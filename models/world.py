@@ -26,7 +26,8 @@ _KIND: dict[int, type[Click | View | Cart | Purchase]] = {VIEW: View, CLICK: Cli
 class World:
     """Profiles and signals of everything that happened before `now_s`.
 
-    What was learned of items is set by who learns (`shop.item_models`). Items come into the catalogue with the first event that touches them, so a past moment knows no later item.
+    What was learned of items is set by who learns (`shop.item_models`). Items come into the catalogue with the first
+    event that touches them, so a past moment knows no later item.
     """
 
     def __init__(self, history: History, vectors: NDArray[np.float32] | None = None) -> None:

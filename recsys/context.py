@@ -52,7 +52,8 @@ class Context(msgspec.Struct, frozen=True):
     """A request, seen through the catalogue.
 
     bought, touched, shown: the logs, newest first
-    recent: (≤ 20,) distinct rows, newest first, of purchases and touches; emphasis: (≤ 20,) float64 in (0, 1], by surety of the action, halved every ten items
+    recent: (≤ 20,) distinct rows, newest first, of purchases and touches; emphasis: (≤ 20,) float64 in (0, 1], by
+    surety of the action, halved every ten items
     basket: rows of the newest basket or session (all within 6 h of the newest event)
     learned: what item models say of the whole catalogue, by name: (N,) float64; empty without models
     """

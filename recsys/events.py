@@ -32,7 +32,10 @@ Amount = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="type"):
-    """What every event knows (no reference cycles: the garbage collector need not look). `id` is the shop's own; without one, equal bytes are the same event."""
+    """What every event knows (no reference cycles: the garbage collector need not look).
+
+    `id` is the shop's own; without one, equal bytes are the same event.
+    """
 
     user: Id
     ts_ms: TsMs

@@ -1,7 +1,7 @@
 """Why an item is in a list, in words. Called by the pipeline for the chosen items only.
 
-The reason is the evidence of the source that spoke loudest for the item (lowest rank), ties in the sources' order; or the live visit, where that
-pulled the item in.
+The reason is the evidence of the source that spoke loudest for the item (lowest rank), ties in the sources' order; or
+the live visit, where that pulled the item in.
 """
 
 from collections.abc import Callable

@@ -8,8 +8,8 @@ def should_recommend(event: Event, policy: Policy, *, backfill: bool, arrived_ms
     """Whether this event makes a slate.
 
     Not history being loaded, not an impression (being shown a list is no reason for another), not later than the
-    policy allows; the caller asks only about events that changed a profile, so not about duplicates. arrived_ms is the broker's time of the record, so a
-    replay decides alike.
+    policy allows; the caller asks only about events that changed a profile, so not about duplicates. arrived_ms is the
+    broker's time of the record, so a replay decides alike.
 
     >>> from recsys.events import Click
     >>> e = Click(user="u", item="i", ts_ms=1_700_000_000_000)

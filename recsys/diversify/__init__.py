@@ -42,7 +42,11 @@ _NO_CODES, _NO_SHARES, _NO_WANT = np.zeros((0, 0), np.int32), np.zeros((0, 0)), 
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What was chosen, in order. positions: (m,) int64, m ≤ k; parts: (m, 4) float64, each item's gain as relevance, novelty, coverage, penalty; relaxed: limits that could not be kept."""
+    """What was chosen, in order.
+
+    positions: (m,) int64, m ≤ k; parts: (m, 4) float64, each item's gain as relevance, novelty, coverage, penalty;
+    relaxed: limits that could not be kept.
+    """
 
     positions: NDArray[np.int64]
     parts: NDArray[np.float64]

@@ -4,7 +4,8 @@ A user is the mean of the last 20 distinct items' vectors; items are ranked by t
 labels, nothing fitted but the whitening, so that two towers differ by what they make of a text and by nothing else. Cold:
 a tenth of the catalogue at a time is taken out of everybody's past and ranked among itself; `cold_new` leaves out what
 its buyer had in that past, which is nearer to a launch and harder.
-Called by `slatecast bench texts`, and by tuned_texts.py for its judgement. What a text adds to behaviour is for `slatecast evaluate` to say.
+Called by `slatecast bench texts`, and by tuned_texts.py for its judgement. What a text adds to behaviour is for
+`slatecast evaluate` to say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
