@@ -166,6 +166,7 @@ class Materialiser:
                 self._stop.wait(0.5)
             except KafkaException as error:  # through the client's callback it would become what no `except` catches
                 raise clients.broken(error.args[0]) from error
+        consumer.assign([])  # else the client would assign them itself, find no offset, and call that an error
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for tp in partitions:
