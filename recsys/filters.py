@@ -41,11 +41,15 @@ def filter_candidates(context: Context, candidates: Candidates, policy: Policy) 
 
 
 def _fatigued(context: Context, rows: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
-    """Shown `limit` times within a week and neither touched nor bought in it."""
+    """Shown `limit` times within a week, not touched in it and never bought.
+
+    A habit is not a wish of this week: who was shown the usual thing three times will still buy it when it is due. With
+    habits among the tired a list for the next basket lost 39 % of its NDCG, without them .2 % (docs/diversity.md).
+    """
     if not limit or not len(context.shown.rows):
         return np.zeros(len(rows), np.bool_)
     week = context.shown.rows[context.shown.age_s < FATIGUE_S]
     seen, times = np.unique(week, return_counts=True)
-    touched = np.concatenate([log.rows[log.age_s < FATIGUE_S] for log in (context.touched, context.bought)])
-    tired: NDArray[np.bool_] = np.isin(rows, seen[(times >= limit) & ~np.isin(seen, touched)])
+    wanted = np.concatenate([context.touched.rows[context.touched.age_s < FATIGUE_S], context.bought.rows])
+    tired: NDArray[np.bool_] = np.isin(rows, seen[(times >= limit) & ~np.isin(seen, wanted)])
     return tired

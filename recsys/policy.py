@@ -136,7 +136,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     intent: Annotated[float, knob("logits", "weight of the visit in progress: clicks and search", ge=0, le=100)] = 2.0
     cooldown_h: Annotated[float, knob("hours", "a bought item is not offered again for so long", ge=0)] = 4.0
     fatigue_shown: Annotated[
-        Count, knob("times", "shown so often in a week without a touch: no longer a candidate; 0 = never")
+        Count, knob("times", "shown so often in a week, not touched, never bought: no candidate; 0 = no limit")
     ] = 3
     new_days: Annotated[float, knob("days", "an item is new for so long", ge=0)] = 14.0
     late_h: Annotated[

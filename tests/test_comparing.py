@@ -99,16 +99,21 @@ def test_lists_of_six_days_before_are_compared(
     assert {row.variety.temporal_diversity for row in at_once.table} == {None}
 
 
-def test_what_was_shown_in_vain_makes_way_and_memory_repels(cured: Comparison) -> None:
+def test_memory_of_what_was_shown_repels(cured: Comparison) -> None:
     changed = {row.name: row.variety.temporal_diversity or 0.0 for row in cured.table}
-    assert changed["fatigue"] > 2 * changed[TOP_K]
     assert changed["DPP and memory"] > changed["DPP"]
 
 
-def test_showings_of_one_comparison_are_forgotten_after_it(scorers: Callable[[], Scorers], history: History) -> None:
-    one = scorers()
-    compare(one, {"fatigue": ways(BASE)["fatigue"]}, [T], "all", Shop(history, None), "drawn", 5, over_time=True)
-    assert one.learner.world.shown == {}
+def test_what_was_shown_in_vain_makes_way_and_is_forgotten_after_the_comparison(
+    scorers: Callable[[], Scorers], history: History
+) -> None:
+    own, few = scorers(), {name: ways(BASE)[name] for name in (TOP_K, "fatigue")}
+    found = compare(own, few, [T], "new", Shop(history, None), "drawn", 5, over_time=True)
+    top, tired = (found.of(name).variety.temporal_diversity for name in few)
+    assert top is not None
+    assert tired is not None
+    assert tired > 2 * top
+    assert own.learner.world.shown == {}
 
 
 def test_the_cures_are_drawn_as_the_same_file(cured: Comparison, tmp_path: Path) -> None:
