@@ -1,8 +1,11 @@
 """Losses of ranking, in torch. Called by training.py and sequence_training.py."""
 
+from typing import Any
+
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+
+SHOWN = 10  # items of a list
+SOFT = 0.5  # logits: how soft the border between shown and not shown is
 
 
 def listwise(logits: torch.Tensor, bought: torch.Tensor, of_list: torch.Tensor) -> torch.Tensor:
@@ -24,10 +27,51 @@ def both_heads(logits: torch.Tensor, bought: torch.Tensor, unseen: torch.Tensor,
     return listwise(logits[:, 0], bought, of_list) + listwise(logits[unseen, 1], bought[unseen], of_list[unseen])
 
 
-def descend(loss: torch.Tensor, network: torch.nn.Module, optimiser: Optimizer, schedule: LRScheduler) -> None:
-    """One step, its gradient cut to a norm of 1."""
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimiser.step()
-    schedule.step()
+def disperse(
+    logits: torch.Tensor, rows: torch.Tensor, bought: torch.Tensor, of_list: torch.Tensor, vectors: torch.Tensor
+) -> torch.Tensor:
+    """Sum over lists of Σ_j p_j (1 - y_j) M_j: what is likely to be shown, is not wanted, and repeats the rest of its list.
+
+    p: `soft_top` of a list's logits, its chance to be among SHOWN; y: bought; M_j = Σ_(l≠j) p_l K_jl / (SHOWN - 1), the
+    redundancy of j, with K the cosine of text vectors in [0, 1]. Vectors do not learn, or they would spread instead of the
+    lists. The differentiable form of the article's L_disp; its literal one is `recsys.list_metrics.literal_losses`.
+    Both it and L_acc lie in [0, SHOWN] a list. logits: (N,); rows: (N,) int64 of vectors (M, D) unit rows.
+    """
+    total = logits.new_zeros(())
+    for at in range(int(of_list[-1]) + 1 if len(of_list) else 0):
+        one = of_list == at
+        if int(one.sum()) <= SHOWN:  # all of it will be shown, in whatever order
+            continue
+        chance = SoftTop.apply(logits[one])
+        near = vectors[rows[one]]
+        alike = (near @ near.T).clamp(0, 1).fill_diagonal_(0)
+        total = total + (chance * (~bought[one]) * (alike @ chance)).sum() / (SHOWN - 1)
+    return total
+
+
+class SoftTop(torch.autograd.Function):
+    """The chance of each of N > SHOWN logits to be among the SHOWN best: σ((z - t) / SOFT), t such that they sum to SHOWN.
+
+    A softmax will not do: without its diagonal the quadratic form above would fall to one single item. t is found by
+    bisection; the gradient goes through it: w ⊙ (g - <w, g> / Σw), w = p (1 - p) / SOFT.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        """logits: (N,) to (N,) in (0, 1)."""
+        low, high = logits.min() - 20 * SOFT, logits.max() + 20 * SOFT
+        for _ in range(60):
+            middle = (low + high) / 2
+            many = torch.sigmoid((logits - middle) / SOFT).sum() > SHOWN
+            low, high = torch.where(many, middle, low), torch.where(many, high, middle)
+        chance = torch.sigmoid((logits - (low + high) / 2) / SOFT)
+        ctx.save_for_backward(chance)
+        return chance
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        """By the implicit function theorem."""
+        (chance,) = ctx.saved_tensors
+        weight = chance * (1 - chance) / SOFT
+        found: torch.Tensor = weight * (slope - (weight * slope).sum() / weight.sum().clamp(min=1e-12))
+        return found

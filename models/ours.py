@@ -57,8 +57,11 @@ class Scorers:
             self._at_s = at_s
             self._scores = []
             for seed in self._seeds:
+                fitted = self.learner.fit(seed=seed)
+                if fitted.descent.ended == "stopped":  # half a fit may serve, but is not what is judged
+                    raise KeyboardInterrupt
                 with tempfile.TemporaryDirectory() as folder:
-                    self.learner.fit(seed=seed).save(Path(folder))
+                    fitted.save(Path(folder))
                     self._scores.append(_undegraded(Ladder(Path(folder), NAMES).score))
         return self._scores
 

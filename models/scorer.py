@@ -124,6 +124,36 @@ class Network:
         return data
 
 
+def mean_of(networks: Sequence[Network]) -> Network:
+    """One network whose logits are the mean of those of several that share mean and std, layer for layer.
+
+    Layers stand side by side: the first reads the same features, those behind it each its own.
+    """
+    if len(networks) == 1:
+        return networks[0]
+    first, share = networks[0], np.float32(1 / len(networks))
+    deep = []
+    for at, layers in enumerate(zip(*(network.deep for network in networks), strict=True)):
+        last = at == len(first.deep) - 1
+        weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
+        weight = np.concatenate(weights, axis=1) if at == 0 else _diagonal(weights)
+        if last:
+            weight = (np.concatenate(weights) if at else sum(weights)) * share
+        deep.append((weight, np.sum(biases, axis=0) * share if last else np.concatenate(biases)))
+    weight, bias = (np.mean([getattr(network, name) for network in networks], axis=0) for name in ("weight", "bias"))
+    return Network(weight, bias, first.mean, first.std, deep)
+
+
+def _diagonal(blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Blocks along the diagonal of a matrix of zeros."""
+    whole = np.zeros(np.sum([block.shape for block in blocks], axis=0), np.float32)
+    row, column = 0, 0
+    for block in blocks:
+        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return whole
+
+
 class OnnxScorer:
     """A scorer graph at work: one call for a whole micro-batch of users.
 

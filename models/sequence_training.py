@@ -3,16 +3,18 @@
 Called by training.py after the features' network is fitted; only there, and in sequence_export.py, is torch loaded.
 """
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.examples import Lists, measure
-from models.losses import both_heads, descend
+from models.fitting import Log, Plan, descend
+from models.losses import both_heads
 from models.sequence_net import NetShape, SequenceNet
-from models.train_settings import TrainSettings
+from models.train_settings import Step, TrainSettings
 
 # Of a list all purchases are kept, the candidates that the features rank first by either head, and a draw of the others
 # that stands for all of them: without log(others / drawn) on their logits new items lose half of their accuracy.
@@ -24,7 +26,9 @@ def fit_sequence(
     base: NDArray[np.float32],
     vectors: NDArray[np.float32],
     settings: TrainSettings,
-    step: Callable[[str, int, int], None],
+    step: Step,
+    log: Log = lambda name, at, value: None,
+    deadline_s: float = math.inf,
 ) -> SequenceNet:
     """A tower for these lists. base: (N, 2), the features' logits, by which the first candidates are chosen.
 
@@ -41,31 +45,55 @@ def fit_sequence(
         hidden=settings.hidden,
     )
     net = SequenceNet(shape, torch.from_numpy(mean), torch.from_numpy(std), settings.tower_dropout)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.tower_rate, weight_decay=settings.weight_decay)
-    count, size = len(lists.ends), settings.tower_batch
-    batches = [
-        b for _ in range(settings.tower_epochs) for b in np.split(rng.permutation(count), range(size, count, size))
-    ]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.tower_rate, total_steps=len(batches))
-    table = torch.from_numpy(vectors)
-    net.train()
-    for done, batch in enumerate(batches):
+    table, spread = torch.from_numpy(vectors), torch.from_numpy(std)
+
+    def loss_of(batch: NDArray[np.int64], moved: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         rows, weight = _draw(lists, base, batch, rng)
         there = torch.from_numpy(rows >= 0)
         at = rows.clip(min=0)
+        inputs = torch.from_numpy(lists.features[at])
+        if settings.adversarial:
+            inputs = (inputs if moved is None else inputs + moved * spread).requires_grad_()
+        trails = augment({name: of[batch] for name, of in lists.trails.items()}, settings, rng)
         scored = net(
-            torch.from_numpy(lists.features[at]),
+            inputs,
             torch.from_numpy(np.where(rows >= 0, lists.rows[at], -1)),
-            *(torch.from_numpy(lists.trails[name][batch]) for name in ("trail", "actions", "marks")),
+            *(torch.from_numpy(trails[name]) for name in ("trail", "actions", "marks")),
             table,
         )
         logits = (scored + torch.from_numpy(weight[..., None]))[there]
         of_list = torch.arange(len(batch))[:, None].expand(there.shape)[there]
         bought, unseen = torch.from_numpy(lists.bought[at])[there], torch.from_numpy(~lists.seen[at])[there]
-        loss = both_heads(logits, bought, unseen, of_list)
-        descend(loss / len(batch), net, optimiser, schedule)
-        step("fitting the sequence tower", done + 1, len(batches))
-    return net.eval()
+        return both_heads(logits, bought, unseen, of_list) / len(batch), inputs
+
+    plan = Plan(
+        "fitting the sequence tower",
+        settings.tower_epochs,
+        settings.tower_batch,
+        settings.tower_rate,
+        deadline_s=deadline_s,
+    )
+    descend(net, loss_of, len(lists.ends), plan, settings, None, step, log)
+    return net
+
+
+def augment(
+    trails: dict[str, NDArray[Any]], settings: TrainSettings, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Trails as they might have been: cut to their newer part, items hidden. Left as they are where settings say nothing.
+
+    trails: as of `pad_trails`, newest first, B of them. The third usual way, to shuffle what was bought together, is built
+    into the tower: it reads a trail as a set, with ages (Xie et al. 2022 have all three).
+    """
+    if not (settings.tower_crop or settings.tower_mask):
+        return trails
+    trail = trails["trail"]
+    count, length = trail.shape
+    known = (trail >= 0).sum(axis=1)
+    cropped = rng.random(count) < settings.tower_crop
+    kept = np.where(cropped, np.ceil(known * rng.random(count)), known)
+    hidden = (np.arange(length) >= kept[:, None]) | (rng.random(trail.shape) < settings.tower_mask)
+    return {**trails, "trail": np.where(hidden, -1, trail)}
 
 
 def _draw(

@@ -1,20 +1,15 @@
-"""What may be turned in `slatecast tune-text`: one struct, each key with its unit and its reason; read from TOML.
+"""What may be turned in `slatecast tune-text`: one struct, each key with its unit and its reason.
 
-A file is checked whole: an unknown key, a wrong type or a value out of range is refused with the nearest that is known.
-Called by the command line; read by whatever tunes.
+How it is read from a file: settings_file.py. Called by the command line; read by whatever tunes.
 """
 
-import difflib
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
 
 from models.export import MAX_TOKENS
+from models.settings_file import setting
 from models.text_tower import Pooling, Reading
-from recsys.errors import Misuse
 
 Loss = Literal["purchases", "views", "words"]
 Trains = Literal["all", "top", "head", "lora", "adalora", "ia3", "prefix", "bottleneck"]
@@ -32,74 +27,74 @@ USUAL_RATE: dict[Trains, float] = {
 }
 
 
-def _of(unit: str, reason: str, **limits: Any) -> Meta:
-    return Meta(description=reason, extra={"unit": unit}, **limits)
-
-
 class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may be turned; `document` prints it. Defaults are for two cores and ten minutes."""
+    """What may be turned; `describe` prints it. Defaults are for two cores and ten minutes."""
 
-    loss: Annotated[Loss, _of("", "purchases: texts bought together lie close; views: two views of one text do; words:"
+    loss: Annotated[Loss, setting("", "purchases: texts bought together lie close; views: two views of one text do; words:"
         " further pre-training on the shop's texts, masked for an encoder, next token for a decoder")] = "purchases"  # fmt: skip
-    train: Annotated[Trains, _of("", "what learns: all; the top layers; head: the last normalisation alone; or an adapter."
+    train: Annotated[Trains, setting("", "what learns: all; the top layers; head: the last normalisation alone; or an adapter."
         " lora, adalora and ia3 are merged at the end, prefix and bottleneck stay inside the tower")] = "all"  # fmt: skip
-    layers: Annotated[int, _of("layers", "with train = top: so many, counted from the last", ge=1)] = 2
+    layers: Annotated[int, setting("layers", "with train = top: so many, counted from the last", ge=1)] = 2
     rank: Annotated[
-        int, _of("dimensions", "of lora, adalora and bottleneck: 8 trains 1.5 % of MiniLM", ge=1, le=512)
+        int, setting("dimensions", "of lora, adalora and bottleneck: 8 trains 1.5 % of MiniLM", ge=1, le=512)
     ] = 8
-    prefix_tokens: Annotated[int, _of("tokens", "of train = prefix, before every text", ge=1, le=64)] = 10
-    pooling: Annotated[Pooling, _of("", "as `slatecast export --pooling` will have it: a tower is tuned as it is read")] = "mean"  # fmt: skip
-    prompt: Annotated[str, _of("", "as `slatecast export --prompt` will have it; {} is the text")] = "{}"
+    prefix_tokens: Annotated[int, setting("tokens", "of train = prefix, before every text", ge=1, le=64)] = 10
+    pooling: Annotated[Pooling, setting("", "as `slatecast export --pooling` will have it: a tower is tuned as it is read")] = "mean"  # fmt: skip
+    prompt: Annotated[str, setting("", "as `slatecast export --prompt` will have it; {} is the text")] = "{}"
 
-    temperature: Annotated[float, _of("cosine", "of the softmax over a batch: .05 is what MiniLM was trained with", gt=0)] = 0.05  # fmt: skip
-    log_q: Annotated[float, _of("share", "how much of log(how often drawn) is taken off a logit: without it items that"
+    temperature: Annotated[float, setting("cosine", "of the softmax over a batch: .05 is what MiniLM was trained with", gt=0)] = 0.05  # fmt: skip
+    log_q: Annotated[float, setting("share", "how much of log(how often drawn) is taken off a logit: without it items that"
         " sell well are pushed away from all others", ge=0, le=1)] = 1.0  # fmt: skip
-    window_days: Annotated[float, _of("days", "0: bought together is in one basket; else by one user in the same so many"
+    window_days: Annotated[float, setting("days", "0: bought together is in one basket; else by one user in the same so many"
         " days", ge=0)] = 0.0  # fmt: skip
-    word_drop: Annotated[float, _of("share", "of words that a view leaves out; dropout alone says little to a decoder"
+    word_drop: Annotated[float, setting("share", "of words that a view leaves out; dropout alone says little to a decoder"
         " that has none", ge=0, lt=1)] = 0.2  # fmt: skip
-    mask: Annotated[float, _of("share", "of tokens that an encoder has to guess with loss = words", gt=0, lt=1)] = 0.15
+    mask: Annotated[float, setting("share", "of tokens that an encoder has to guess with loss = words", gt=0, lt=1)] = (
+        0.15
+    )
 
-    optimiser: Annotated[Optimiser, _of("", "adafactor keeps least: a row and a column for each matrix")] = "adamw"
-    learning_rate: Annotated[float, _of("", "0: the usual of what trains, " + ", ".join(f"{k} {v:g}" for k, v in USUAL_RATE.items()), ge=0)] = 0.0  # fmt: skip
-    schedule: Annotated[Literal["constant", "linear", "cosine"], _of("", "after the warm-up, down to nothing at the last step")] = "linear"  # fmt: skip
-    warm_up: Annotated[float, _of("share", "of the steps in which the rate rises from nothing", ge=0, le=1)] = 0.1
-    weight_decay: Annotated[float, _of("a step", "times the learning rate", ge=0)] = 0.01
-    clip: Annotated[float, _of("norm", "longest gradient", gt=0)] = 1.0
+    optimiser: Annotated[Optimiser, setting("", "adafactor keeps least: a row and a column for each matrix")] = "adamw"
+    learning_rate: Annotated[float, setting("", "0: the usual of what trains, " + ", ".join(f"{k} {v:g}" for k, v in USUAL_RATE.items()), ge=0)] = 0.0  # fmt: skip
+    schedule: Annotated[Literal["constant", "linear", "cosine"], setting("", "after the warm-up, down to nothing at the last step")] = "linear"  # fmt: skip
+    warm_up: Annotated[float, setting("share", "of the steps in which the rate rises from nothing", ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, setting("a step", "times the learning rate", ge=0)] = 0.01
+    clip: Annotated[float, setting("norm", "longest gradient", gt=0)] = 1.0
     dropout: Annotated[
-        float, _of("share", "in every place where the base has dropout; -1: as it came", ge=-1, lt=1)
+        float, setting("share", "in every place where the base has dropout; -1: as it came", ge=-1, lt=1)
     ] = -1.0
-    batch: Annotated[int, _of("texts or pairs", "each is told from all others of its batch: more is harder", ge=2)] = 64
-    accumulate: Annotated[int, _of("batches", "whose gradients make one step", ge=1)] = 1
-    steps: Annotated[int, _of("steps", "0: as many as `epochs` come to", ge=0)] = 400
-    epochs: Annotated[float, _of("passes", "over purchases or texts, with steps = 0", gt=0)] = 1.0
+    batch: Annotated[
+        int, setting("texts or pairs", "each is told from all others of its batch: more is harder", ge=2)
+    ] = 64
+    accumulate: Annotated[int, setting("batches", "whose gradients make one step", ge=1)] = 1
+    steps: Annotated[int, setting("steps", "0: as many as `epochs` come to", ge=0)] = 400
+    epochs: Annotated[float, setting("passes", "over purchases or texts, with steps = 0", gt=0)] = 1.0
     minutes: Annotated[
-        float, _of("minutes", "then it ends with the best so far; longer runs overfit warm items", gt=0)
+        float, setting("minutes", "then it ends with the best so far; longer runs overfit warm items", gt=0)
     ] = 10.0
 
-    hold_out: Annotated[float, _of("share", "of the newest purchases (or texts), to stop early by; 0: none, the last step"
+    hold_out: Annotated[float, setting("share", "of the newest purchases (or texts), to stop early by; 0: none, the last step"
         " is kept", ge=0, le=0.5)] = 0.1  # fmt: skip
-    validate_every: Annotated[int, _of("steps", "25 steps are about 20 s of MiniLM on two cores", ge=1)] = 25
-    patience: Annotated[int, _of("validations", "without a better one, then it stops", ge=1)] = 3
-    save_every: Annotated[int, _of("steps", "what a kill costs; MiniLM's state with AdamW is 270 MB", ge=1)] = 50
+    validate_every: Annotated[int, setting("steps", "25 steps are about 20 s of MiniLM on two cores", ge=1)] = 25
+    patience: Annotated[int, setting("validations", "without a better one, then it stops", ge=1)] = 3
+    save_every: Annotated[int, setting("steps", "what a kill costs; MiniLM's state with AdamW is 270 MB", ge=1)] = 50
 
-    precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _of("", "auto: bfloat16 where the processor or GPU"
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], setting("", "auto: bfloat16 where the processor or GPU"
         " has it, measured 2.5 times faster, five times slower where it has not; float16 is for GPUs")] = "auto"  # fmt: skip
     checkpoint_activations: Annotated[
-        bool, _of("", "a third more time for a layer's memory instead of all layers'")
+        bool, setting("", "a third more time for a layer's memory instead of all layers'")
     ] = False
-    token_budget: Annotated[int, _of("tokens", "with padding, in one call of the model; texts are sorted by length", ge=16)] = 2048  # fmt: skip
-    max_tokens: Annotated[int, _of("tokens", "a text is cut there, as in the exported tower", ge=8, le=MAX_TOKENS)] = MAX_TOKENS  # fmt: skip
+    token_budget: Annotated[int, setting("tokens", "with padding, in one call of the model; texts are sorted by length", ge=16)] = 2048  # fmt: skip
+    max_tokens: Annotated[int, setting("tokens", "a text is cut there, as in the exported tower", ge=8, le=MAX_TOKENS)] = MAX_TOKENS  # fmt: skip
     threads: Annotated[
         int,
-        _of(
+        setting(
             "threads",
             "0: half of the cores: on two that others use too, two threads took three times as long as one, waiting for"
             " each other; all of them where nothing else runs",
             ge=0,
         ),
     ] = 0
-    seed: Annotated[int, _of("", "of batches, masks and dropout: each step's are drawn from it and the step's number", ge=0)] = 0  # fmt: skip
+    seed: Annotated[int, setting("", "of batches, masks and dropout: each step's are drawn from it and the step's number", ge=0)] = 0  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no single key shows."""
@@ -116,37 +111,3 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def reading(self) -> Reading:
         """How the tower reads."""
         return Reading(self.pooling, self.prompt)
-
-
-def read_settings(file: Path | None, changes: tuple[str, ...] = ()) -> TuneSettings:
-    """Settings of a file, some changed by NAME=VALUE. Raises Misuse that says what to write instead."""
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise Misuse(f"{file}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise Misuse(f"{file}: not TOML: {error}") from None
-    values |= dict(change.partition("=")[::2] for change in changes)
-    known = TuneSettings.__struct_fields__
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0)[0]
-            raise Misuse(f"no setting is called {name!r}; did you mean {near!r}? --print-settings lists them all")
-    try:
-        return msgspec.convert(values, TuneSettings, strict=False)
-    except msgspec.ValidationError as error:
-        raise Misuse(f"{file or 'settings'}: {error}; --print-settings says what may be there") from None
-
-
-def document(settings: TuneSettings) -> str:
-    """The settings as a TOML file, each with its unit, what may stand there, and why."""
-    lines = ["# slatecast tune-text --settings FILE"]
-    for name, hint in get_type_hints(TuneSettings, include_extras=True).items():
-        kind, (meta,) = hint.__origin__, hint.__metadata__
-        of = " | ".join(kind.__args__) if hasattr(kind, "__args__") else kind.__name__
-        unit = f", {meta.extra['unit']}" if meta.extra["unit"] else ""
-        value = msgspec.json.encode(getattr(settings, name)).decode()
-        lines += ["", f"# {of}{unit}: {meta.description}", f"{name} = {value}"]
-    return "\n".join(lines)

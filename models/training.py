@@ -9,25 +9,28 @@
 Called by the command line and by evaluation (which judges it at past moments).
 """
 
+import math
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from models.examples import OPEN, WEEK_S, Lists, join, make_lists, measure
+from models.examples import OPEN, WEEK_S, Lists, join, make_lists
+from models.fitting import Descent, Ended, Log
 from models.history import History
 from models.item_files import save_item_models
 from models.item_models import fit_item_models
 from models.item_vectors import build_text
-from models.losses import both_heads, descend
+from models.list_worth import Worth, before, judge_scores
+from models.network_training import fit
 from models.registry import Manifest, Release, publish, releases_folder
-from models.scorer import HEADS, Network
+from models.scorer import Network
 from models.sequence_export import save_sequence
-from models.sequence_net import SequenceNet, features_network
+from models.sequence_net import SequenceNet
 from models.sequence_training import fit_sequence, score_lists
 from models.train_settings import Step, TrainSettings
 from models.world import World
@@ -35,15 +38,38 @@ from recsys.candidates import default_sources
 from recsys.catalogue import item_text
 from recsys.errors import Misuse
 from recsys.features import NAMES
-from recsys.metrics import ndcg_at_k
 from recsys.policy import Policy
 from recsys.signals import DAY_S
 
 
+class Trained(msgspec.Struct, frozen=True):
+    """A release, and what it is worth on the newest week beside what ranked before anything was learned.
+
+    ended: by what, where it was not by itself; then the release is of what had been learned so far.
+    """
+
+    release: Release
+    worth: dict[str, Worth]
+    ended: Ended
+    curve: list[tuple[int, float]]
+
+
 def train(
-    history: History, home: Path, data: str, now_ms: int, settings: TrainSettings, tower: Path | None, step: Step
-) -> Release:
-    """Train on all of a history and make the release the champion. Raises Misuse where there is too little."""
+    history: History,
+    home: Path,
+    data: str,
+    now_ms: int,
+    settings: TrainSettings,
+    tower: Path | None,
+    step: Step,
+    log: Log = lambda name, at, value: None,
+) -> Trained:
+    """Train on all of a history and make the release the champion. Raises Misuse where there is too little.
+
+    Judged by a fit that has not seen the newest week; what serves is then fitted on all weeks. Where time or Ctrl-C ends
+    either, what serves is the former, as far as it came. log: is told losses and worth as they come.
+    """
+    began_s = time.monotonic()
     texts = [item_text(item) for item in history.items]
     side = build_text(
         home,
@@ -54,20 +80,43 @@ def train(
         progress=lambda done, of: step("embedding items", done, of),
     )
     end_s = int(history.ts_s[-1]) + 1
-    learner = Learner(history, side.vectors, settings, step)
+    learner = Learner(history, side.vectors, settings, step, log=log, began_s=began_s)
     learner.live_until(end_s)
-    metrics = judge(learner.fit(hold_out=1), learner.newest, side.vectors)
+    fitted = learner.fit(hold_out=1)
+    worth = learner.judge(fitted)
+    ended = fitted.descent.ended
+    if ended in ("", "early"):
+        whole = learner.fit()
+        ended = whole.descent.ended
+        fitted = fitted if ended in ("minutes", "stopped") else whole
     releases_folder(home).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="draft-", dir=releases_folder(home)) as scratch:
         draft = Path(scratch) / "release"
         draft.mkdir()
         side.save(draft)
-        learner.fit().save(draft)
+        fitted.save(draft)
         save_item_models(learner.world.shop.item_models, draft)
         manifest = Manifest(
-            created_ts_ms=now_ms, data=data, data_until_ts_ms=end_s * 1000, features=NAMES, metrics=metrics, files={}
+            created_ts_ms=now_ms,
+            data=data,
+            data_until_ts_ms=end_s * 1000,
+            features=NAMES,
+            metrics=_figures(worth),
+            files={},
         )
-        return publish(home, draft, manifest)
+        return Trained(publish(home, draft, manifest), worth, ended, learner.curve)
+
+
+def _figures(worth: dict[str, Worth]) -> dict[str, float]:
+    """The figures of a release by name: of what serves as they are called, of the others with their name behind."""
+    return {
+        name if scorer == OURS else f"{name}_{scorer.replace(' ', '_')}": value
+        for scorer, of in worth.items()
+        for name, value in msgspec.structs.asdict(of).items()
+    }
+
+
+OURS = "scorer"
 
 
 class Fitted(msgspec.Struct, frozen=True):
@@ -76,6 +125,7 @@ class Fitted(msgspec.Struct, frozen=True):
     network: Network
     linear: Network
     net: SequenceNet | None
+    descent: Descent = Descent("", 1.0, [])
 
     def score(self, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of lists, (N, 2), by NumPy and torch: for judging before an export."""
@@ -105,12 +155,16 @@ class Learner:
         settings: TrainSettings,
         step: Step,
         policy: Policy = OPEN,
+        log: Log = lambda name, at, value: None,
+        began_s: float | None = None,
     ) -> None:
-        """policy: of how many candidates, from which sources, a list is made."""
+        """policy: of how many candidates, from which sources, a list is made. began_s: when `minutes` began, else now."""
         self.world, self.vectors = World(history, vectors), vectors
         self.policy = policy
         self.sources = default_sources(self.policy)
-        self._settings, self._step = settings, step
+        self._settings, self._step, self._log = settings, step, log
+        self._began_s = time.monotonic() if began_s is None else began_s
+        self.curve: list[tuple[int, float]] = []  # of the last fit with a week held out
         self._rng = np.random.default_rng(settings.seed)
         self._weeks: list[Lists] = []
         self._fitted_s = 0
@@ -122,6 +176,8 @@ class Learner:
         cuts_s = [until_s - WEEK_S * back for back in range(settings.cuts, 0, -1)]
         cuts_s = [cut_s for cut_s in cuts_s if cut_s >= first_s]
         for done, cut_s in enumerate(cuts_s):
+            if self._skips(len(cuts_s) - done):
+                continue
             if cut_s - self._fitted_s >= settings.refit_days * DAY_S:
                 self._fit_item_models(cut_s)
             self._step("lists of past weeks", done, len(cuts_s))
@@ -152,68 +208,59 @@ class Learner:
         """The lists of the last cut."""
         return self._weeks[-1]
 
+    def _skips(self, left: int) -> bool:
+        """Whether an older cut is left out, so that the newest, which say most, are made in time."""
+        made, took_s = len(self._weeks), time.monotonic() - self._began_s
+        if not self._settings.minutes or not made or left < 2:
+            return False
+        return took_s / made * left > LISTS * self._settings.minutes * 60 - took_s
+
     def fit(self, hold_out: int = 0, seed: int | None = None) -> Fitted:
-        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed, by default that of settings."""
-        lists, settings = join(self._weeks[: len(self._weeks) - hold_out]), self._settings
+        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed, by default that of settings.
+
+        With patience the newest week first says after which share of the steps to end. Raises Misuse.
+        """
+        settings = self._settings
         if seed is not None:
             settings = msgspec.structs.replace(settings, seed=seed)
-        linear = fit(lists, msgspec.structs.replace(settings, hidden=()), self._step)
-        network = fit(lists, settings, self._step) if settings.hidden else linear
+        until = 1.0
+        if settings.patience and not hold_out:
+            until = self._fit(1, settings, 1.0).descent.best
+        return self._fit(hold_out, settings, until)
+
+    def _fit(self, hold_out: int, settings: TrainSettings, until: float) -> Fitted:
+        lists = join(self._weeks[: len(self._weeks) - hold_out])
+        held = self.newest if hold_out else None
+        if lists.bought.all():
+            raise Misuse("in every list everything was bought, so there is nothing to tell apart; load more history")
+        left_s = settings.minutes * 60 - (time.monotonic() - self._began_s)
+        # Of what is left, what is judged may take half, if another fit follows.
+        deadline_s = time.monotonic() + left_s / (2 if hold_out else 1) if settings.minutes else math.inf
+        linear, descent = fit(lists, msgspec.structs.replace(settings, hidden=(), members=1), self._step, until=until)
+        network = linear
+        if settings.hidden and descent.ended != "stopped":
+            network, descent = fit(
+                lists, settings, self._step, self.vectors, held, until=until, deadline_s=deadline_s, log=self._log
+            )
+        if hold_out:
+            self.curve = descent.curve
         net = None
-        if settings.tower_width and self.vectors.shape[1]:
-            net = fit_sequence(lists, network.score(lists.features), self.vectors, settings, self._step)
-        return Fitted(network, linear, net)
+        if settings.tower_width and self.vectors.shape[1] and descent.ended != "stopped":
+            net = fit_sequence(
+                lists, network.score(lists.features), self.vectors, settings, self._step, self._log, deadline_s
+            )
+        return Fitted(network, linear, net, descent)
+
+    def judge(self, fitted: Fitted) -> dict[str, Worth]:
+        """What was there before, and what was learned, on the newest week; fair if that was held out."""
+        scores = {
+            "own frequency": before(self.newest),
+            "linear": fitted.linear.score(self.newest.features),
+            OURS: fitted.score(self.newest, self.vectors),
+        }
+        if fitted.net is not None:
+            scores["without tower"] = fitted.network.score(self.newest.features)
+        return judge_scores(scores, self.newest, self.vectors, self.world.shop.catalogue)
 
 
-def fit(lists: Lists, settings: TrainSettings, step: Step) -> Network:
-    """List-wise softmax for both heads: -mean over the bought of log softmax over the list (unseen rows for `new`)."""
-    torch.manual_seed(settings.seed)
-    torch.set_num_threads(1)  # a step is tiny: two threads wait for each other, 71–217 s for what one does in 28
-    mean, std = measure(lists.features)
-    scaled = torch.from_numpy(np.clip((lists.features - mean) / std, -5, 5).astype(np.float32))
-    bought, unseen = torch.from_numpy(lists.bought), torch.from_numpy(~lists.seen)
-    starts = np.concatenate([[0], lists.ends[:-1]])
-    linear, deep = torch.nn.Linear(len(mean), len(HEADS)), torch.nn.Sequential()
-    if settings.hidden:
-        deep = features_network(len(mean), settings.hidden, len(HEADS), settings.dropout)
-    for last in (linear, *deep[-1:]):  # a list begins with all its candidates equal
-        torch.nn.init.zeros_(last.weight)
-        torch.nn.init.zeros_(last.bias)
-    network = torch.nn.ModuleList([linear, deep])
-    count = len(lists.ends)
-    batches = [b for _ in range(settings.epochs) for b in torch.randperm(count).split(settings.batch)]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=len(batches))
-    for done, batch in enumerate(batches):
-        spans = [(int(starts[at]), int(lists.ends[at])) for at in batch.tolist()]
-        rows = torch.cat([torch.arange(*span) for span in spans])
-        lengths = torch.tensor([end - start for start, end in spans])
-        of_list = torch.repeat_interleave(torch.arange(len(spans)), lengths)
-        logits = linear(scaled[rows])
-        if len(deep):
-            logits = logits + deep(scaled[rows])
-        loss = both_heads(logits, bought[rows], unseen[rows], of_list)
-        descend(loss / len(batch), network, optimiser, schedule)
-        step("fitting the scorer", done + 1, len(batches))
-    layers = [_arrays(layer) for layer in deep if isinstance(layer, torch.nn.Linear)]
-    return Network(*_arrays(linear), mean, std, layers)
-
-
-def _arrays(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()
-
-
-def judge(fitted: Fitted, lists: Lists, vectors: NDArray[np.float32]) -> dict[str, float]:
-    """NDCG@10 within each list's candidates, ours and by own frequency: whether it is worth serving."""
-    scores = {
-        "ndcg_at_10": fitted.score(lists, vectors)[:, HEADS.index("all")],
-        "ndcg_at_10_without_tower": fitted.network.score(lists.features)[:, HEADS.index("all")],
-        "ndcg_at_10_own_frequency": lists.features[:, NAMES.index("own_120d")],
-    }
-    found: dict[str, list[float]] = {name: [] for name in scores}
-    for start, end in zip([0, *lists.ends[:-1].tolist()], lists.ends.tolist(), strict=True):
-        truth = set(np.flatnonzero(lists.bought[start:end]).tolist())
-        for name, score in scores.items():
-            order = np.argsort(-score[start:end], kind="stable")[:10].tolist()
-            found[name].append(ndcg_at_k(order, truth, 10))
-    return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+LISTS = 0.6  # of the time, for lists

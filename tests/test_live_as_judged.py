@@ -79,7 +79,7 @@ def test_a_live_ranker_makes_the_lists_that_evaluate_judges(
     tower = export_tower(default_weights(), home / "towers")
     shutil.copytree(tower, tmp_path / "towers" / tower.name)
     past = history.before(T)
-    models = open_models(train(past, tmp_path, JOURNEY, 0, QUICK, None, lambda what, done, of: None).folder)
+    models = open_models(train(past, tmp_path, JOURNEY, 0, QUICK, None, lambda what, done, of: None).release.folder)
 
     origin, _ = make_origin(history, T)
     world = World(history, np.stack([models.vector(text_hash(item_text(item))) for item in history.items]))

@@ -20,6 +20,8 @@ from models.examples import EMPTY, LABEL_WINDOW_S, WEEK_S, Lists, join, make_lis
 from models.export import default_weights, export_tower
 from models.history import History
 from models.item_vectors import build_text
+from models.list_worth import before, judge_scores
+from models.network_training import fit
 from models.origins import make_origin
 from models.ours import Ours, Scorers
 from models.registry import Release, champion, open_release, publish
@@ -27,10 +29,10 @@ from models.scorer import Network
 from models.sequence_tower import TRAIL_PADDED, pad_trails
 from models.serving import NoModels, ReleaseModels, open_models
 from models.train_settings import TrainSettings
-from models.training import Fitted, Learner, fit, judge, train
+from models.training import Fitted, Learner, train
 from models.world import World
 from recsys.candidates import default_sources
-from recsys.catalogue import item_text, text_hash
+from recsys.catalogue import Catalogue, Item, item_text, text_hash
 from recsys.errors import Misuse, ModelRejected
 from recsys.features import NAMES
 from recsys.policy import Policy
@@ -183,11 +185,12 @@ def learner() -> Learner:
 
 
 def test_a_habit_is_learned_that_own_frequency_and_chance_do_not_know(learner: Learner) -> None:
-    learned = judge(learner.fit(hold_out=1), learner.newest, learner.vectors)
-    chance = [judge(random_linear(seed), learner.newest, learner.vectors)["ndcg_at_10"] for seed in range(20)]
+    worth = learner.judge(learner.fit(hold_out=1))
+    learned, frequency = worth["scorer"].ndcg_at_10, worth["own frequency"].ndcg_at_10
+    chance = [learner.judge(random_linear(seed))["scorer"].ndcg_at_10 for seed in range(20)]
     # What is due was bought least lately: own frequency puts it behind the other five favourites.
-    assert learned["ndcg_at_10_own_frequency"] == pytest.approx(1 / np.log2(7), abs=0.03)
-    assert learned["ndcg_at_10"] > 0.9
+    assert frequency == pytest.approx(1 / np.log2(7), abs=0.03)
+    assert learned > 0.9
     assert np.mean(chance) < 0.5
 
 
@@ -216,8 +219,8 @@ def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Lea
     for name in ("weight", "bias", "mean", "std"):
         np.testing.assert_array_equal(getattr(again.fit().network, name), getattr(learner.fit().network, name))
     lists = join([learner.newest, learner.newest])
-    other = fit(lists, msgspec.structs.replace(SMALL, seed=1), silent)
-    assert (other.weight != fit(lists, SMALL, silent).weight).any()
+    other, _ = fit(lists, msgspec.structs.replace(SMALL, seed=1), silent)
+    assert (other.weight != fit(lists, SMALL, silent)[0].weight).any()
 
 
 def test_the_head_for_new_items_learns_from_what_was_never_bought() -> None:
@@ -230,7 +233,7 @@ def test_the_head_for_new_items_learns_from_what_was_never_bought() -> None:
     bought = (worth == worth.max(axis=1, keepdims=True)).reshape(-1)
     lists = listed(features, bought, seen, np.arange(20, 4001, 20))
     linear = msgspec.structs.replace(SMALL, hidden=(), learning_rate=5e-2, weight_decay=1e-2)
-    weight = fit(lists, linear, silent).weight
+    weight = fit(lists, linear, silent)[0].weight
     assert weight[0, 0] > 0.3
     assert weight[1, 1] > 0.3
     assert abs(weight[0, 1]) < weight[1, 1] / 3
@@ -241,24 +244,28 @@ def test_a_constant_feature_and_an_outlier_leave_weights_finite() -> None:
     features = np.random.default_rng(0).normal(size=(60, len(NAMES))).astype(np.float32)
     features[:, 4], features[7, 5] = 1.0, 1e9
     bought = np.tile([True, False, False], 20)
-    linear = fit(listed(features, bought, ~bought, np.arange(3, 61, 3)), SMALL, silent)
+    linear, _ = fit(listed(features, bought, ~bought, np.arange(3, 61, 3)), SMALL, silent)
     assert np.isfinite(linear.weight).all()
     assert (linear.std > 0).all()
 
 
-def test_a_figure_is_the_mean_over_lists_by_hand() -> None:
+def test_a_scorers_worth_by_hand() -> None:
     features = np.zeros((5, len(NAMES)), np.float32)
     features[:, NAMES.index("own_120d")] = [3, 2, 1, 5, 9]
-    weight = np.zeros((len(NAMES), 2), np.float32)
-    weight[NAMES.index("own_120d"), 0] = -1
-    ones = np.ones(len(NAMES), np.float32)
-    lists = listed(features, np.array([0, 0, 1, 1, 0], bool), np.zeros(5, bool), np.array([3, 5]))
-    found = judge(alone(Network(weight, np.zeros(2, np.float32), 0 * ones, 3 * ones)), lists, NO_VECTORS)
-    assert found == {
-        "ndcg_at_10": 1.0,
-        "ndcg_at_10_without_tower": 1.0,
-        "ndcg_at_10_own_frequency": round((1 / np.log2(4) + 1 / np.log2(3)) / 2, 4),
-    }
+    bought, seen = np.array([0, 0, 1, 1, 0], bool), np.array([1, 1, 1, 0, 0], bool)
+    lists = msgspec.structs.replace(listed(features, bought, seen, np.array([3, 5])), rows=np.array([0, 1, 2, 0, 3]))
+    catalogue = Catalogue([Item(item=f"i{n}", title="", category=f"a>{n % 2}") for n in range(4)])
+    vectors = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
+    found = judge_scores(
+        {"frequency": before(lists), "best": np.tile(bought, (2, 1)).T.astype(np.float32)}, lists, vectors, catalogue
+    )
+    assert found["frequency"].ndcg_at_10 == round((1 / np.log2(4) + 1 / np.log2(3)) / 2, 4)
+    best = found["best"]
+    assert (best.ndcg_at_10, best.map_at_10, best.ndcg_at_10_new) == (1, 1, 1)
+    assert best.f1_at_10 == round((2 / 11 + 2 / 11) / 2, 4)  # one hit in ten places, of one to find
+    assert best.coverage == 1
+    assert best.l_acc == 1.5  # two of three shown in vain, one of two
+    assert best.l_disp == round((2 * 0.5 + 0) / 2, 4)  # i0 and i1 are twins, and i2 is another
 
 
 @pytest.mark.parametrize(("weeks", "warm_up_days"), [(1, 56), (9, 56), (4, 28), (24, 400)])
@@ -336,6 +343,48 @@ def test_variants_of_one_scorer_are_asked_moment_by_moment_so_none_knows_a_later
         scorers.at(T)
 
 
+def test_a_budget_of_time_leaves_out_older_weeks_and_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    history, passed = rounds(), iter(range(0, 10**6, 10))
+    monkeypatch.setattr("models.training.time.monotonic", lambda: float(next(passed)))  # each look costs ten seconds
+    cuts = []
+    for minutes in (0.0, 1.0):
+        learner = Learner(history, unit_rows(30), msgspec.structs.replace(SMALL, minutes=minutes), silent)
+        learner.live_until(int(history.ts_s[-1]) + 1)
+        cuts.append([week.rows.tolist() for week in learner._weeks])
+    assert len(cuts[1]) < len(cuts[0]) == SMALL.cuts
+    assert cuts[1][-1] == cuts[0][-1]
+
+
+@pytest.mark.parametrize(("fits_begun", "least"), [(1, 0.3), (2, 0.3), (4, 0.9)])
+def test_ctrl_c_leaves_a_release_of_what_was_learned_so_far(
+    trained: tuple[Path, Release], tmp_path: Path, fits_begun: int, least: float
+) -> None:
+    """In the linear fit, in the network's, and in that of what would serve: then what was judged serves."""
+    shutil.copytree(trained[0] / "towers", tmp_path / "towers")
+    begun: list[int] = []
+
+    def step(what: str, done: int, of: int) -> None:
+        if what == "fitting the scorer":
+            begun.extend([1] * (done == 1))
+            if len(begun) == fits_begun and done == 5:
+                raise KeyboardInterrupt
+
+    found = train(rounds(), tmp_path, "rounds", 1_700_000_000_000, SMALL, None, step)
+    assert found.ended == "stopped"
+    assert len(begun) == fits_begun
+    assert champion(tmp_path) == found.release.folder
+    assert found.worth["scorer"].ndcg_at_10 > least
+
+
+def test_lists_in_which_everything_was_bought_teach_nothing_and_that_is_said(learner: Learner) -> None:
+    week = learner.newest
+    learner._weeks.append(msgspec.structs.replace(week, bought=np.ones_like(week.bought)))
+    weeks, learner._weeks = learner._weeks, [learner._weeks[-1]] * 2
+    with pytest.raises(Misuse, match="nothing to tell apart"):
+        learner.fit()
+    learner._weeks = weeks[:-1]
+
+
 # --- a release --------------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +394,7 @@ def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     tower = export_tower(default_weights(), home / "towers")
     own = tmp_path_factory.mktemp("home")
     shutil.copytree(tower, own / "towers" / tower.name)
-    return own, train(rounds(), own, "rounds", 1_700_000_000_000, TOWERED, None, silent)
+    return own, train(rounds(), own, "rounds", 1_700_000_000_000, TOWERED, None, silent).release
 
 
 @pytest.fixture

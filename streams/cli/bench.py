@@ -259,11 +259,13 @@ def tune_text(
     """
     from models.export import find_weights
     from models.origins import parse_origins
-    from models.text_settings import read_settings
+    from models.settings_file import read_settings
+    from models.text_settings import TuneSettings
     from streams.bench.tuned_texts import measure
     from streams.cli.learn import least_buyers
 
-    chosen, at_s = read_settings(file, changes), parse_origins(origin)[-1] if origin else None
+    chosen = read_settings(TuneSettings, "tune-text", file, changes)
+    at_s = parse_origins(origin)[-1] if origin else None
     home, least = Path(settings.home), min_buyers or least_buyers(source)
     home.mkdir(parents=True, exist_ok=True)
     with steps() as step:

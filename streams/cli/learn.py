@@ -14,7 +14,7 @@ from rich.table import Table
 from recsys.catalogue import item_text
 from recsys.errors import Misuse
 from recsys.policy import Policy, Share
-from streams.cli.options import changed, connection_options, json_option, print_json, set_option, steps
+from streams.cli.options import connection_options, json_option, print_json, set_option, steps
 from streams.settings import Settings
 
 if TYPE_CHECKING:  # the models come with SciPy, and `slatecast --help` must not wait for it
@@ -91,9 +91,10 @@ def evaluate(
     from models.origins import default_origins, parse_origins
     from models.ours import Ours, Scorers
     from models.plots import check_plots, plot, plot_cures
+    from models.settings_file import read_settings
     from models.train_settings import TrainSettings
 
-    chosen = changed(changes, TrainSettings)
+    chosen = read_settings(TrainSettings, "train", None, changes)
     bare = replace(settings.policy, diversity="none", exposure_penalty=0)
     policies = {"": settings.policy, "relevance only": bare} | _variants(settings.policy, strengths)
     if plots:

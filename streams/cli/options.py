@@ -22,11 +22,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from recsys.errors import Misuse
 from streams.settings import load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T", bound=msgspec.Struct)
 stderr = Console(stderr=True)
 CONFIG = Path("slatecast.toml")
 
@@ -54,18 +52,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 
 set_option = click.option(
-    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="A training setting; --set help lists them."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of `train --print-settings`; again for more.",
 )
-
-
-def changed(changes: tuple[str, ...], kind: type[T]) -> T:
-    """What `set_option` says, as settings. Raises Misuse naming those there are."""
-    values = dict(change.partition("=")[::2] for change in changes)
-    try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join(f"{f.name}={f.default}" for f in msgspec.structs.fields(kind))
-        raise Misuse(f"--set: {error}. Settings and their defaults: {known}") from None
 
 
 def print_json(value: object) -> None:

@@ -2,50 +2,97 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from rich.table import Table
 
 from recsys.errors import Misuse
-from streams.cli.options import changed, connection_options, json_option, print_json, set_option, stderr, steps
+from streams.cli.options import connection_options, json_option, print_json, set_option, stderr, steps
 from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from models.list_worth import Worth
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", metavar="FOLDER|completejourney", required=False)
 @click.option(
     "--tower", type=click.Path(path_type=Path), help="Text tower: of `slatecast export`, or a Hugging Face folder."
 )
 @click.option("--min-buyers", default=5, show_default=True, help="Leave out items that fewer distinct users bought.")
+@click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
+@click.option("--settings", "file", type=click.Path(path_type=Path), help="TOML; see --print-settings.")
 @set_option
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time budget, as the setting  [none]")
+@click.option("--print-settings", is_flag=True, help="Print all settings with unit and reason, and end.")
 @connection_options
 @json_option
 def train(
-    settings: Settings, source: str, tower: Path | None, min_buyers: int, changes: tuple[str, ...], as_json: bool
+    settings: Settings,
+    source: str | None,
+    tower: Path | None,
+    min_buyers: int,
+    until: str | None,
+    file: Path | None,
+    changes: tuple[str, ...],
+    minutes: float | None,
+    print_settings: bool,
+    as_json: bool,
 ) -> None:
     """Train on history and make the release that rankers load when they start.
 
-    SOURCE is a folder with events.jsonl.gz and items.jsonl.gz, or the word completejourney.
+    SOURCE is a folder with events.jsonl.gz and items.jsonl.gz, or the word completejourney. Ctrl-C while the scorer is
+    fitted keeps the best so far.
 
     \b
     Example:  slatecast train shop/ --min-buyers 5
-              slatecast train completejourney --min-buyers 30 --set cuts=4
+              slatecast train completejourney --min-buyers 30 --set cuts=4 --minutes 10
     """
+    from models.settings_file import describe, read_settings
+    from models.train_settings import TrainSettings
+
+    chosen = read_settings(TrainSettings, "train", file, (*changes, *([f"minutes={minutes}"] if minutes else [])))
+    if print_settings:
+        click.echo(describe(chosen, "train"))
+        return
+    if source is None:
+        raise Misuse("train needs a source, a folder or completejourney; --help has an example")
     # Here, not above: torch takes seconds to import, and `slatecast --help` must not wait for it.
     from models.history import only_items, read_history, sold_items
-    from models.train_settings import TrainSettings
+    from models.origins import parse_origins
     from models.training import train
 
-    chosen = changed(changes, TrainSettings)
     with stderr.status(f"reading {source}"):
         history = read_history(source)
+        history = history.before(parse_origins(until)[-1]) if until else history
         history = only_items(history, sold_items(history, min_buyers))
     if not len(history):
-        raise Misuse(f"no item of {source} has {min_buyers} buyers; lower --min-buyers")
+        raise Misuse(
+            f"no item of {source} has {min_buyers} buyers{f' before {until}' if until else ''}; lower --min-buyers"
+        )
     with steps() as step:
-        release = train(history, Path(settings.home), source, time.time_ns() // 1_000_000, chosen, tower, step)
+        trained = train(history, Path(settings.home), source, time.time_ns() // 1_000_000, chosen, tower, step)
+    release = trained.release
     if as_json:
-        print_json({"release": release.id, "folder": str(release.folder), **release.manifest.metrics})
+        found = {"release": release.id, "folder": str(release.folder), "ended": trained.ended, "worth": trained.worth}
+        print_json({**found, **release.manifest.metrics})
         return
+    if trained.ended:
+        stderr.print(f"ended by {ENDED[trained.ended]}: the release is of what had been learned so far")
+    stderr.print(_table(trained.worth))
     stderr.print(f"release {release.id} in {release.folder}")
-    for name, value in release.manifest.metrics.items():
-        stderr.print(f"  {name:28} {value:.4f}   (newest cut, held out)")
+
+
+ENDED = {"early": "patience", "minutes": "time", "stopped": "Ctrl-C"}
+
+
+def _table(worth: "dict[str, Worth]") -> Table:
+    """A row a scorer, on the newest week, which was held out."""
+    table = Table(title="newest week, held out", title_justify="left", box=None, pad_edge=False, padding=(0, 0, 0, 1))
+    for name in ("", "NDCG", "new", "F1", "MAP", "distance", "overlap", "coverage", "L_acc", "L_disp"):
+        table.add_column(name, justify="right" if name else "left")
+    for scorer, of in worth.items():
+        table.add_row(scorer, *(f"{value:.3f}" for value in msgspec.structs.astuple(of)))
+    return table

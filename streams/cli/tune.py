@@ -9,7 +9,7 @@ from rich.console import Console
 
 from recsys.errors import Misuse
 from streams.cli.learn import least_buyers, past_and_texts, show_compared, table_of
-from streams.cli.options import changed, connection_options, json_option, print_json, set_option, stderr, steps
+from streams.cli.options import connection_options, json_option, print_json, set_option, stderr, steps
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,12 +64,13 @@ def tune(
     from models.origins import default_origins, parse_origins
     from models.ours import Scorers
     from models.plots import plot_tuned
+    from models.settings_file import read_settings
     from models.train_settings import TrainSettings
     from models.tuning import as_toml
     from models.tuning import sliders as single
     from models.tuning import tune as search
 
-    chosen = changed(changes, TrainSettings)
+    chosen = read_settings(TrainSettings, "train", None, changes)
     asked = parse_origins(origins) if origins else None
     if asked and len(asked) < 2 and not sliders:
         raise Misuse(f"--origins {origins}: name two or more moments, to tune at the first and judge at the others")

@@ -44,11 +44,12 @@ def tune_text(
     Example:  slatecast tune-text shop/ --out tuned --until 2011-08-05
               slatecast tune-text completejourney --out tuned --set train=lora --minutes 5
     """
-    from models.text_settings import document, read_settings
+    from models.settings_file import describe, read_settings
+    from models.text_settings import TuneSettings
 
-    settings = read_settings(file, (*changes, *([f"minutes={minutes}"] if minutes else [])))
+    settings = read_settings(TuneSettings, "tune-text", file, (*changes, *([f"minutes={minutes}"] if minutes else [])))
     if print_settings:
-        click.echo(document(settings))
+        click.echo(describe(settings, "tune-text"))
         return
     if source is None or out is None:
         raise Misuse("tune-text needs a source, a folder or completejourney, and --out; --help has an example")
