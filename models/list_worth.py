@@ -55,6 +55,11 @@ def mean_ndcg(scores: NDArray[np.float32], lists: Lists) -> float:
     return (_mean_ndcg(scores, lists, 0) + _mean_ndcg(scores, lists, 1)) / 2
 
 
+def ndcgs(scores: NDArray[np.float32], lists: Lists, head: int) -> NDArray[np.float64]:
+    """Each list's NDCG by a head, of lists in which something of its kind was bought."""
+    return np.array([ndcg_at_k(rows.tolist(), truth, K) for rows, truth in _tops(scores, lists, head)])
+
+
 def _judge(scores: NDArray[np.float32], lists: Lists, vectors: NDArray[np.float32], catalogue: Catalogue) -> Worth:
     found: dict[str, list[float]] = {"f1_at_10": [], "map_at_10": [], "distance": []}
     tops, truths, alike = [], [], []
@@ -84,8 +89,8 @@ def _judge(scores: NDArray[np.float32], lists: Lists, vectors: NDArray[np.float3
 
 def _mean_ndcg(scores: NDArray[np.float32], lists: Lists, head: int) -> float:
     """0 where nobody bought anything of the kind."""
-    each = [ndcg_at_k(rows.tolist(), truth, K) for rows, truth in _tops(scores, lists, head)]
-    return float(np.mean(each)) if each else 0.0
+    each = ndcgs(scores, lists, head)
+    return float(np.mean(each)) if len(each) else 0.0
 
 
 def _tops(scores: NDArray[np.float32], lists: Lists, head: int) -> Iterator[tuple[NDArray[np.int64], set[int]]]:

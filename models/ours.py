@@ -47,7 +47,7 @@ class Scorers:
     ) -> None:
         """policy: of how many candidates, from which sources, training lists are made."""
         self.learner = Learner(history, vectors, settings, step, policy)
-        self._seeds = range(settings.seed, settings.seed + seeds)
+        self._settings, self._seeds = settings, range(settings.seed, settings.seed + seeds)
         self._at_s, self._scores = -1, list[Score]()
 
     def at(self, at_s: int) -> list[Score]:
@@ -57,7 +57,7 @@ class Scorers:
             self._at_s = at_s
             self._scores = []
             for seed in self._seeds:
-                fitted = self.learner.fit(seed=seed)
+                fitted = self.learner.fit(settings=msgspec.structs.replace(self._settings, seed=seed))
                 if fitted.descent.ended == "stopped":  # half a fit may serve, but is not what is judged
                     raise KeyboardInterrupt
                 with tempfile.TemporaryDirectory() as folder:

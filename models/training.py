@@ -215,14 +215,13 @@ class Learner:
             return False
         return took_s / made * left > LISTS * self._settings.minutes * 60 - took_s
 
-    def fit(self, hold_out: int = 0, seed: int | None = None) -> Fitted:
-        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed, by default that of settings.
+    def fit(self, hold_out: int = 0, settings: TrainSettings | None = None) -> Fitted:
+        """The scorers of all weeks but the newest `hold_out`. Deterministic for a seed.
 
-        With patience the newest week first says after which share of the steps to end. Raises Misuse.
+        settings: of the fit, if others than those by which lists were made. With patience the newest week first says after
+        which share of the steps to end. Raises Misuse.
         """
-        settings = self._settings
-        if seed is not None:
-            settings = msgspec.structs.replace(settings, seed=seed)
+        settings = settings or self._settings
         until = 1.0
         if settings.patience and not hold_out:
             until = self._fit(1, settings, 1.0).descent.best
