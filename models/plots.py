@@ -1,11 +1,12 @@
-"""What `slatecast evaluate` and `slatecast tune` found, drawn as SVG.
+"""What `slatecast evaluate` and `slatecast tune` found and how a training went, drawn as SVG.
 
 Accuracy against variety, and who is served how well; which cure helps against which sameness; what was tried in tuning.
 
 Called by the command line. Matplotlib comes with the extra `plots`.
 """
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,26 @@ _BETTER, _SAME, _WORSE = "#2a9d5c", "#b8b8b8", "#d1495b"
 
 def check_plots() -> None:
     """Raises Unavailable, before hours of work, if nothing can be drawn."""
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError:
-        raise Unavailable("plots need matplotlib: pip install 'slatecast[plots]'") from None
+    if not can_plot():
+        raise Unavailable("plots need matplotlib: pip install 'slatecast[plots]'")
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], folder: Path) -> Path | None:
+    """Draw curves.svg: a panel a figure, its value by step; nothing where nothing was logged."""
+    if not curves:
+        return None
+    figure, panels = _panels(-(-len(curves) // 3), min(3, len(curves)))
+    for axes in panels.flat[len(curves) :]:
+        axes.set_axis_off()
+    for (name, points), axes in zip(curves.items(), panels.flat, strict=False):
+        axes.plot(*zip(*points, strict=True), "." if len(points) == 1 else "-")
+        axes.set(xlabel="step", title=name)
+    return _save(figure, folder / "curves.svg")
 
 
 def plot(result: Evaluation, folder: Path) -> list[Path]:

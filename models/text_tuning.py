@@ -31,6 +31,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from models.export import source_digest
+from models.fitting import Log
 from models.history import History
 from models.registry import sync_folder
 from models.text_adapters import Learner
@@ -74,10 +75,17 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[tuple[int, float]]
 
 
-def tune(base: Path, out: Path, history: History, settings: TuneSettings, step: Step) -> Tuned:
+def tune(
+    base: Path,
+    out: Path,
+    history: History,
+    settings: TuneSettings,
+    step: Step,
+    log: Log = lambda name, at, value: None,
+) -> Tuned:
     """Tune the model of a folder and write folder `out`. Deterministic for a seed on one machine's processor.
 
-    A run that was killed goes on when it is called again. KeyboardInterrupt keeps the best so far.
+    A run that was killed goes on when it is called again. KeyboardInterrupt keeps the best so far. log: is told losses.
     Raises Misuse where there is too little to learn from or the loss is not finite, ModelRejected for a strange base.
     """
     transformers.utils.logging.set_verbosity_error()  # its reports of what it leaves out are not for a shop
@@ -85,7 +93,7 @@ def tune(base: Path, out: Path, history: History, settings: TuneSettings, step: 
     bought = gather(history, settings.window_days) if settings.loss == "purchases" else None
     texts = bought.texts if bought else sold_texts(history)[0]
     with _processes() as (rank, world), _device(rank, settings.threads) as device:
-        run = Run(base, out, texts, bought, settings, device, rank, world)
+        run = Run(base, out, texts, bought, settings, device, rank, world, log)
         return run.go(step)
 
 
@@ -161,10 +169,11 @@ class Run:
         device: torch.device,
         rank: int = 0,
         world: int = 1,
+        log: Log = lambda name, at, value: None,
     ) -> None:
         if out.exists():
             raise Misuse(f"{out} is there already; name a new folder")
-        self.settings, self.out, self.rank, self.world = settings, out, rank, world
+        self.settings, self.out, self.rank, self.world, self.log = settings, out, rank, world, log
         self.folder = out.with_name(f"{out.name}.part")
         model, self.tokenizer = load(base)
         self.train, self.held = self._split(model, texts, bought)
@@ -267,6 +276,8 @@ class Run:
             with waits:
                 loss = self._parallel(batch) / settings.accumulate
                 self._check(float(loss.detach()))
+                if last:
+                    self.log("tuning/loss of a batch", number + 1, float(loss.detach()) * settings.accumulate)
                 self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.weights.values(), settings.clip)
@@ -291,6 +302,7 @@ class Run:
             some = [self.held[number] for number in range(min(VALIDATED, self.held.an_epoch))]
             loss = float(np.mean([float(self.objective(batch)) for batch in some]))
         self._check(loss)
+        self.log("tuning/loss of the newest slice", self.at.step, loss)
         at = self.at
         self._set(curve=[*at.curve, (at.step, loss)], worse=at.worse + 1)
         if loss < at.best:

@@ -430,7 +430,7 @@ def test_the_command_says_what_came_of_it_and_what_is_next(
 ) -> None:
     monkeypatch.setattr("models.history.read_history", lambda source: coloured_past())
     options = ["shop", "--model", str(bases["bert"]), "--out", str(tmp_path / "out"), "--min-buyers", "2"]
-    options += ["--set", "steps=2", "--set", "batch=8", "--set", "threads=1", "--json"]
+    options += ["--set", "steps=2", "--set", "batch=8", "--set", "threads=1", "--json", "--home", str(tmp_path)]
     done = CliRunner().invoke(tune_text, options, catch_exceptions=False)
     said = json.loads(done.stdout)
     assert said["steps"] == 2

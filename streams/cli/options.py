@@ -59,6 +59,10 @@ set_option = click.option(
     help="A setting of `train --print-settings`; again for more.",
 )
 
+wandb_option = click.option(
+    "--wandb", is_flag=True, help="Send the run's figures to Weights & Biases too, if installed."
+)
+
 
 def print_json(value: object) -> None:
     """One JSON object on stdout."""

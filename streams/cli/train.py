@@ -9,7 +9,15 @@ import msgspec
 from rich.table import Table
 
 from recsys.errors import Misuse
-from streams.cli.options import connection_options, json_option, print_json, set_option, stderr, steps
+from streams.cli.options import (
+    connection_options,
+    json_option,
+    print_json,
+    set_option,
+    stderr,
+    steps,
+    wandb_option,
+)
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 @set_option
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time budget, as the setting  [none]")
 @click.option("--print-settings", is_flag=True, help="Print all settings with unit and reason, and end.")
+@wandb_option
 @connection_options
 @json_option
 def train(
@@ -39,6 +48,7 @@ def train(
     changes: tuple[str, ...],
     minutes: float | None,
     print_settings: bool,
+    wandb: bool,
     as_json: bool,
 ) -> None:
     """Train on history and make the release that rankers load when they start.
@@ -62,6 +72,7 @@ def train(
     # Here, not above: torch takes seconds to import, and `slatecast --help` must not wait for it.
     from models.history import only_items, read_history, sold_items
     from models.origins import parse_origins
+    from models.runs import start_run, window_of
     from models.training import train
 
     with stderr.status(f"reading {source}"):
@@ -72,17 +83,21 @@ def train(
         raise Misuse(
             f"no item of {source} has {min_buyers} buyers{f' before {until}' if until else ''}; lower --min-buyers"
         )
-    with steps() as step:
-        trained = train(history, Path(settings.home), source, time.time_ns() // 1_000_000, chosen, tower, step)
-    release = trained.release
+    home, now_ms = Path(settings.home), time.time_ns() // 1_000_000
+    with steps() as step, start_run(home, "train", chosen, window_of(source, history), now_ms, wandb) as run:
+        trained = train(history, home, source, now_ms, chosen, tower, step, run.log)
+        release = trained.release
+        run.close(
+            "stopped" if trained.ended == "stopped" else "done", {"release": release.id, **release.manifest.metrics}
+        )
     if as_json:
         found = {"release": release.id, "folder": str(release.folder), "ended": trained.ended, "worth": trained.worth}
-        print_json({**found, **release.manifest.metrics})
+        print_json({**found, **release.manifest.metrics, "run": str(run.folder)})
         return
     if trained.ended:
         stderr.print(f"ended by {ENDED[trained.ended]}: the release is of what had been learned so far")
     stderr.print(_table(trained.worth))
-    stderr.print(f"release {release.id} in {release.folder}")
+    stderr.print(f"release {release.id} in {release.folder}; the run in {run.folder}")
 
 
 ENDED = {"early": "patience", "minutes": "time", "stopped": "Ctrl-C"}

@@ -1,12 +1,22 @@
 """`slatecast tune-text`: a language model and a shop's history in, the same model for this shop out."""
 
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from recsys.errors import Misuse
-from streams.cli.options import json_option, print_json, stderr, steps
+from streams.cli.options import connection_options, json_option, print_json, stderr, steps, wandb_option
+from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from models.runs import Run, Window
+    from models.text_settings import TuneSettings
 
 
 @click.command(name="tune-text")
@@ -22,8 +32,11 @@ from streams.cli.options import json_option, print_json, stderr, steps
               " completejourney 30]")  # fmt: skip
 @click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
 @click.option("--print-settings", is_flag=True, help="Print all settings with unit and reason, and end.")
+@wandb_option
+@connection_options
 @json_option
 def tune_text(
+    settings: Settings,
     source: str | None,
     model: str,
     out: Path | None,
@@ -33,6 +46,7 @@ def tune_text(
     min_buyers: int | None,
     until: str | None,
     print_settings: bool,
+    wandb: bool,
     as_json: bool,
 ) -> None:
     """Tune a text tower on the shop's own texts and baskets; `slatecast export --model` then makes the tower.
@@ -47,15 +61,16 @@ def tune_text(
     from models.settings_file import describe, read_settings
     from models.text_settings import TuneSettings
 
-    settings = read_settings(TuneSettings, "tune-text", file, (*changes, *([f"minutes={minutes}"] if minutes else [])))
+    chosen = read_settings(TuneSettings, "tune-text", file, (*changes, *([f"minutes={minutes}"] if minutes else [])))
     if print_settings:
-        click.echo(describe(settings, "tune-text"))
+        click.echo(describe(chosen, "tune-text"))
         return
     if source is None or out is None:
         raise Misuse("tune-text needs a source, a folder or completejourney, and --out; --help has an example")
     from models.export import find_weights
     from models.history import only_items, read_history, sold_items
     from models.origins import parse_origins
+    from models.runs import window_of
     from models.text_tuning import tune
     from streams.cli.learn import least_buyers
 
@@ -67,8 +82,10 @@ def tune_text(
         history = only_items(history, sold_items(history, least))
     if not len(history):
         raise Misuse(f"no item of {source} has {least} buyers{f' before {until}' if until else ''}; lower --min-buyers")
-    with steps() as step:
-        tuned = tune(base, out, history, settings, step)
+    with steps() as step, _run(Path(settings.home), chosen, window_of(source, history), wandb) as run:
+        tuned = tune(base, out, history, chosen, step, run.log if run else lambda name, at, value: None)
+        if run:
+            run.close("stopped" if tuned.ended == "stopped" else "done", msgspec.to_builtins(tuned))
     if as_json:
         print_json(msgspec.to_builtins(tuned))
         return
@@ -78,8 +95,18 @@ def tune_text(
     )
     stderr.print(f"{tuned.trainable:,} of {tuned.parameters:,} weights learned, {tuned.precision}")
     if not tuned.merged:
-        stderr.print(
-            f"a {settings.train} cannot be merged: it lies beside the weights and is exported inside the tower"
-        )
-    reading = f" --pooling {settings.pooling} --prompt {settings.prompt!r}" if (settings.pooling, settings.prompt) != ("mean", "{}") else ""  # fmt: skip
+        stderr.print(f"a {chosen.train} cannot be merged: it lies beside the weights and is exported inside the tower")
+    reading = f" --pooling {chosen.pooling} --prompt {chosen.prompt!r}" if (chosen.pooling, chosen.prompt) != ("mean", "{}") else ""  # fmt: skip
     stderr.print(f"now: slatecast export --model {out}{reading} --out TOWER, then slatecast train --tower TOWER")
+
+
+@contextmanager
+def _run(home: Path, chosen: "TuneSettings", window: "Window", wandb: bool) -> "Iterator[Run | None]":
+    """The run's folder, kept by the first of several processes only."""
+    from models.runs import start_run
+
+    if int(os.environ.get("RANK", "0")):
+        yield None
+        return
+    with start_run(home, "tune-text", chosen, window, time.time_ns() // 1_000_000, wandb) as run:
+        yield run
