@@ -31,6 +31,7 @@ from recsys.metrics import interval, resample_means
 DEFAULT = "the default"
 VARIANTS: dict[str, dict[str, object]] = {
     DEFAULT: {},
+    "the default, other seeds": {"seed": 100},
     "linear: `hidden = []`": {"hidden": ()},
     "`hidden = [128, 64]`": {"hidden": (128, 64)},
     "`optimiser = sgd`, rate .1": {"optimiser": "sgd", "learning_rate": 0.1},
@@ -118,7 +119,8 @@ def judge(
     if change is not None:
         scores = []
         for seed in range(seeds):
-            fitted = learner.fit(settings=replace(TrainSettings(), **change, seed=seed))
+            turned = {**change, "seed": seed + int(str(change.get("seed", 0)))}
+            fitted = learner.fit(settings=replace(TrainSettings(), **turned))
             scores.append(fitted.score(held, learner.vectors))
     took_s = (time.process_time() - began_s) / len(scores)
     worths = [judge_scores({"": one}, held, learner.vectors, learner.world.shop.catalogue)[""] for one in scores]

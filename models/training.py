@@ -208,6 +208,15 @@ class Learner:
         """The lists of the last cut."""
         return self._weeks[-1]
 
+    @property
+    def weeks(self) -> int:
+        """How many weeks of lists there are."""
+        return len(self._weeks)
+
+    def split(self, hold_out: int) -> tuple[Lists, Lists]:
+        """The lists of all weeks but the newest `hold_out` (of all for 0), and those of the first week held out."""
+        return join(self._weeks[: len(self._weeks) - hold_out]), self._weeks[-max(hold_out, 1)]
+
     def _skips(self, left: int) -> bool:
         """Whether an older cut is left out, so that the newest, which say most, are made in time."""
         made, took_s = len(self._weeks), time.monotonic() - self._began_s
@@ -228,8 +237,7 @@ class Learner:
         return self._fit(hold_out, settings, until)
 
     def _fit(self, hold_out: int, settings: TrainSettings, until: float) -> Fitted:
-        lists = join(self._weeks[: len(self._weeks) - hold_out])
-        held = self.newest if hold_out else None
+        lists, held = self.split(hold_out)
         if lists.bought.all():
             raise Misuse("in every list everything was bought, so there is nothing to tell apart; load more history")
         left_s = settings.minutes * 60 - (time.monotonic() - self._began_s)
@@ -239,7 +247,14 @@ class Learner:
         network = linear
         if settings.hidden and descent.ended != "stopped":
             network, descent = fit(
-                lists, settings, self._step, self.vectors, held, until=until, deadline_s=deadline_s, log=self._log
+                lists,
+                settings,
+                self._step,
+                self.vectors,
+                held if hold_out else None,
+                until=until,
+                deadline_s=deadline_s,
+                log=self._log,
             )
         if hold_out:
             self.curve = descent.curve

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "tune-text": "streams.cli.tune_text:tune_text",
     "export": "streams.cli.export:export",
     "train": "streams.cli.train:train",
+    "tune-training": "streams.cli.tune_training:tune_training",
     "runs": "streams.cli.runs:runs",
     "evaluate": "streams.cli.learn:evaluate",
     "policy": "streams.cli.policy:policy",

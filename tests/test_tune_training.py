@@ -1,0 +1,82 @@
+"""The search finds settings within its budget, goes on where it was killed, and is judged by what it has not seen."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from past_helpers import T, draw_past
+from shop_helpers import unit_rows
+
+from models.history import History
+from models.settings_file import describe, read_settings
+from models.train_settings import TrainSettings
+from models.tune_training import JOURNAL, SPACE, Found, search, turn
+from recsys.errors import Misuse
+
+BASE = TrainSettings(cuts=4, per_cut=40, epochs=2, batch=16, warm_up_days=28, validate_every=2)
+
+
+@pytest.fixture(scope="module")
+def history() -> History:
+    torch.set_num_threads(1)
+    return draw_past(0, users=40, items=60).before(T)
+
+
+def searched(history: History, folder: Path, trials: int, log: object = lambda name, at, value: None) -> Found:
+    step = lambda what, done, of: None  # noqa: E731
+    return search(history, unit_rows(60), BASE, folder, 10, trials, step, log)  # type: ignore[arg-type]
+
+
+def test_a_search_begins_with_what_is_there_and_the_best_is_no_worse(history: History, tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+    found = searched(history, tmp_path, 6, lambda name, at, value: told.append((name, at)))
+    assert found.trials == 6
+    assert found.best >= found.default > 0
+    assert found.gain_95[0] <= found.unseen_best - found.unseen_default <= found.gain_95[1]
+    assert told[0] == ("search/ndcg_at_10", 1)
+    assert len(told) == 6 - found.pruned
+    kept = tmp_path / "best.toml"
+    kept.write_text(describe(found.settings, "train"))
+    assert read_settings(TrainSettings, "train", kept) == found.settings
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Found) == found
+
+
+def test_a_killed_search_goes_on_with_its_journal(history: History, tmp_path: Path) -> None:
+    searched(history, tmp_path, 2)
+    assert searched(history, tmp_path, 2).trials == 4
+    lines = (tmp_path / JOURNAL).read_text().splitlines()
+    assert all(isinstance(msgspec.json.decode(line), dict) for line in lines), "a journal of JSON, nothing pickled"
+
+
+def test_the_same_seed_tries_the_same(history: History, tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        found.append(searched(history, tmp_path / name, 3))
+    assert found[0] == found[1]
+
+
+def test_ctrl_c_in_a_trial_ends_the_search(history: History, tmp_path: Path) -> None:
+    def press(name: str, at: int, value: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(history, tmp_path, 3, press)
+    assert searched(history, tmp_path, 1).trials >= 2
+
+
+def test_too_few_weeks_to_choose_and_to_judge_are_said(history: History, tmp_path: Path) -> None:
+    short = history.before(int(history.ts_s[0]) + 46 * 86_400)
+    with pytest.raises(Misuse, match=r"three weeks|weeks of lists"):
+        searched(short, tmp_path, 1)
+
+
+def test_every_setting_of_the_space_is_one_and_stays_valid() -> None:
+    for name, space in SPACE.items():
+        for value in space.choices or (space.low, space.high):
+            turned = turn(TrainSettings(), {name: value})
+            assert msgspec.json.decode(msgspec.json.encode(turned), type=TrainSettings) == turned
+    assert turn(TrainSettings(), {"hidden": "8,4"}).hidden == (8, 4)
+    assert np.isfinite(BASE.learning_rate)
