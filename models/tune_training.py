@@ -148,7 +148,8 @@ def space_around(base: TrainSettings) -> tuple[dict[str, Range], dict[str, Any]]
         if of.choices:
             space[name] = replace(of, choices=tuple(dict.fromkeys((*of.choices, start[name]))))
         else:
-            space[name] = replace(of, low=min(of.low, start[name]), high=max(of.high, start[name]))
+            low, high = min(of.low, start[name]), max(of.high, start[name])
+            space[name] = replace(of, low=low, high=high, log=of.log and low > 0)
     return space, start
 
 
