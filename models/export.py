@@ -98,7 +98,7 @@ def make_tower(
 
     Raises as `export_tower`, and then `out` is not there.
     """
-    with _made_beside(out) as part:
+    with made_beside(out) as part:
         order = (str(part), digest, reading.pooling, reading.prompt)
         run_export("models.text_export", weights, "text tower", limit_s, *order)
 
@@ -108,7 +108,7 @@ def _copy_tower(tower: Path, cache: Path) -> Path:
     settings = read_settings(tower)
     out = cache / file_sha256(tower / TOWER)[:16]
     if not (out / TOWER).exists():
-        with _made_beside(out) as part:
+        with made_beside(out) as part:
             for name in (GRAPH, TOKENIZER, TOWER):
                 if not (tower / name).is_file():
                     raise ModelRejected(f"{tower / name} is missing; `slatecast export` makes the tower again")
@@ -120,7 +120,7 @@ def _copy_tower(tower: Path, cache: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _made_beside(out: Path) -> Iterator[Path]:
+def made_beside(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well, and else goes; a half-made tower is never seen."""
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)

@@ -37,7 +37,10 @@ PARITY_TEXTS = (
 
 def main(weights: Path, out: Path, digest: str, reading: Reading) -> None:
     """Load, export, compare; tower.json is written last but for the check that goes through it."""
+    from models.text_pruning import shrink_heads
+
     model, tokenizer = load(weights)
+    shrink_heads(model)
     tower, graph, vocabulary = pooled(model, reading.pooling), out / GRAPH, model.config.vocab_size
     limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
     write_graph(tower, graph, vocabulary, limit)

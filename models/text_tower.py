@@ -48,7 +48,8 @@ PLAIN = Reading()
 class TowerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """tower.json: what the folder is. dim: of its vectors; digest: of the weights and of the way they were exported.
 
-    files: name -> sha256, of what lies beside it; parity: the largest difference to torch that was seen.
+    files: name -> sha256, of what lies beside it; parity: the largest difference to torch that was seen, of an int8 tower
+    before it became one; precision: of its linear maps.
     """
 
     dim: int
@@ -59,6 +60,7 @@ class TowerSettings(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str = "{}"
     files: Mapping[str, str] = {}
     parity: float = 0.0
+    precision: Literal["float32", "int8"] = "float32"
 
 
 class TextReader:

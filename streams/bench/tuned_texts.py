@@ -1,7 +1,7 @@
 """What tuning a text tower brings: the base and the tuned tower, both whitened, on items that the tuning has not seen.
 
 A tenth of the catalogue is cold: neither its texts nor its purchases are tuned on, nor anything from the moment on. Users
-and ranking are those of text_towers.py: the mean of the last 20 items, NDCG@10 by cosine. Differences are paired.
+and ranking are those of models/text_worth.py: the mean of the last 20 items, NDCG@10 by cosine. Differences are paired.
 Called by `slatecast bench tune-text`.
 """
 
@@ -19,12 +19,12 @@ from models.judging import Interval
 from models.origins import default_origins, make_origin
 from models.text_settings import TuneSettings
 from models.text_tuning import Tuned, tune
+from models.text_worth import FOLDS, MEASURES, Ask, by_vectors, by_words, judge_side, pasts_of
 from models.train_settings import Step
 from models.whitening import fit_whitening
 from recsys.catalogue import item_text
 from recsys.lexical import Lexicon
 from recsys.metrics import interval, resample_means
-from streams.bench.text_towers import FOLDS, MEASURES, Ask, by_vectors, by_words, judge_side, pasts_of
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "validate": "streams.cli.load:validate",
     "tune-text": "streams.cli.tune_text:tune_text",
     "export": "streams.cli.export:export",
+    "compress": "streams.cli.compress:compress",
     "train": "streams.cli.train:train",
     "tune-training": "streams.cli.tune_training:tune_training",
     "runs": "streams.cli.runs:runs",
