@@ -18,15 +18,13 @@ from models.origins import parse_origins
 from models.text_tower import PLAIN
 
 VARIANTS = {
-    "int8, scales by minmax": How(int8="minmax"),
-    "int8, by percentile": How(int8="percentile"),
-    "int8, by entropy": How(int8="entropy"),
+    "int8": How(int8=True),
     "5 of 6 layers": How(layers=5),
     "4 of 6 layers": How(layers=4),
     "3 of 6 layers": How(layers=3),
     "a quarter of the heads out": How(heads=0.25),
     "half of the heads out": How(heads=0.5),
-    "5 layers, int8": How(layers=5, int8="minmax"),
+    "5 layers, int8": How(layers=5, int8=True),
 }
 
 

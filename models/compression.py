@@ -26,7 +26,7 @@ from models.judging import Interval
 from models.origins import make_origin
 from models.text_batches import by_length, padded
 from models.text_export import load, pooled
-from models.text_int8 import Calibration, quantise
+from models.text_int8 import quantise
 from models.text_pruning import attentions, drop_heads, drop_layers
 from models.text_tower import GRAPH, Reading, TextReader, TextTower
 from models.text_worth import FOLDS, by_vectors, judge_side, pasts_of
@@ -42,11 +42,11 @@ Floats = NDArray[np.float32]
 
 
 class How(msgspec.Struct, frozen=True, kw_only=True):
-    """What is taken out. layers: how many stay, None for all; heads: the share that goes; int8: how scales are chosen."""
+    """What is taken out. layers: how many stay, None for all; heads: the share that goes; int8: linear maps in eight bits."""
 
     layers: int | None = None
     heads: float = 0.0
-    int8: Calibration | None = None
+    int8: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ def make(
         step("making the graph", 0, 1)
         make_tower(weights, plain, source_digest(weights, reading), reading)
         if how.int8:
-            quantise(plain, out, texts, how.int8)
+            quantise(plain, out, texts)
         step("making the graph", 1, 1)
         if pruned.exists():
             shutil.move(pruned, out / "weights")

@@ -11,7 +11,6 @@ from streams.cli.options import connection_options, json_option, print_json, std
 from streams.settings import Settings
 
 if TYPE_CHECKING:
-    from models.text_int8 import Calibration
     from models.text_tower import Pooling
 
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     "--pooling", type=click.Choice(["mean", "last"]), default="mean", show_default=True, help="As in `export`."
 )
 @click.option("--prompt", default="{}", show_default=True, help="As in `export`.")
-@click.option("--int8", type=click.Choice(["minmax", "percentile", "entropy"]), help="Eight bits, static, and how their"
-              " scales are chosen.")  # fmt: skip
+@click.option("--int8", is_flag=True, help="Linear maps in eight bits, their scales fixed on the shop's texts.")
 @click.option("--layers", type=click.IntRange(min=1), help="Leave so many layers: those without which it changes most.")
 @click.option("--heads", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Take out this share of heads.")
 @click.option("--lose", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Of the NDCG@10 of cold items,"
@@ -44,7 +42,7 @@ def compress(
     out: Path,
     pooling: "Pooling",
     prompt: str,
-    int8: "Calibration | None",
+    int8: bool,
     layers: int | None,
     heads: float,
     lose: float,
@@ -60,7 +58,7 @@ def compress(
     behind. What was pruned is beside the tower, in OUT/weights, for `tune-text` to heal.
 
     \b
-    Example:  slatecast compress shop/ --out towers/int8 --int8 minmax
+    Example:  slatecast compress shop/ --out towers/int8 --int8
               slatecast compress shop/ --out towers/small --layers 4 --lose 0.05
     """
     from models.compression import How, Limits, judge, make
