@@ -16,12 +16,14 @@ from tokenizers import Tokenizer
 from models.text_pairs import Bought
 from models.text_settings import TuneSettings
 from models.text_tower import TextReader
+from models.text_views import View
 from recsys.errors import Misuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Rows = list[list[int]]
+Call = list[int]  # places of rows that are read together
 KEPT, RANDOM = 0.1, 0.1  # of the tokens to be guessed: shown as they are, or another; BERT's rule
 
 
@@ -60,6 +62,7 @@ class Batches:
             raise Misuse('the base reads both ways and its tokenizer has no mask token; take loss = "views"')
         self._epoch, self._order = -1, examples
         self._size = min(settings.batch, len(examples))
+        self._view = View(settings, texts, bought)
 
     @property
     def an_epoch(self) -> int:
@@ -74,17 +77,26 @@ class Batches:
         chosen = self._order[place * self._size : (place + 1) * self._size]
         rng = np.random.default_rng([seed, 1, number])
         if self._bought is not None:
-            return self._pairs(self._bought, *self._bought.draw(chosen, rng))
+            return self._pairs(self._bought, chosen, rng)
         texts = [self._texts[at] for at in chosen.tolist()]
         if self._settings.loss == "words":
             return self._words(texts, rng)
-        views = [drop_words(text, self._settings.word_drop, rng) for _ in range(2) for text in texts]
+        views = [self._view.dropped(text, rng) for _ in range(2) for text in texts]
         equal = np.equal.outer(chosen, chosen)
         return Batch(self._ids(views), log_q=np.zeros(len(texts), np.float32), same=equal)
 
-    def _pairs(self, bought: Bought, anchors: NDArray[np.int64], positives: NDArray[np.int64]) -> Batch:
+    def longest(self, count: int) -> Batch:
+        """The batch that takes most memory for so many examples: its longest texts, by their bytes."""
+        texts = self._bought.texts if self._bought else [self._texts[at] for at in self.examples.tolist()]
+        chosen = sorted(texts, key=lambda text: -len(text.encode()))[:1] * count
+        if self._settings.loss == "words":
+            return self._words(chosen, np.random.default_rng(0))
+        return Batch(self._ids(chosen * 2), log_q=np.zeros(count, np.float32), same=np.eye(count, dtype=bool))
+
+    def _pairs(self, bought: Bought, chosen: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        anchors, positives = bought.draw(chosen, rng)
         log_q = bought.log_q[positives] * np.float32(self._settings.log_q)
-        texts = [bought.texts[at] for at in (*anchors.tolist(), *positives.tolist())]
+        texts = [self._view.changed(bought.texts[at], rng) for at in (*anchors.tolist(), *positives.tolist())]
         return Batch(self._ids(texts), log_q=log_q, same=bought.same(anchors, positives))
 
     def _ids(self, texts: Sequence[str]) -> Rows:
@@ -111,29 +123,57 @@ class Batches:
         return Batch(rows, targets)
 
 
-def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """A text without some of its words, but with one at least.
+def split(
+    settings: TuneSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    causal: bool,
+    texts: Sequence[str],
+    bought: Bought | None,
+) -> tuple[Batches, Batches | None]:
+    """What is learned from, and the newest slice, which only says when to stop. Raises Misuse where one is too small."""
+    examples = bought.anchors if bought else np.arange(len(texts))
+    cut = len(examples) - round(settings.hold_out * len(examples))
+    if cut < 2 or (settings.hold_out and len(examples) - cut < 2):
+        raise Misuse(
+            f"{len(examples)} examples, of which hold_out = {settings.hold_out:g} leaves {cut} to learn from and "
+            f"{len(examples) - cut} to stop by; two of each are needed: load more, or set hold_out = 0"
+        )
+    plain = msgspec.structs.replace(settings, word_swap=0.0, synonyms=0.0)  # it is judged by texts as they are
+    learned = Batches(settings, tokenizer, causal, texts, bought, examples[:cut])
+    return learned, Batches(plain, tokenizer, causal, texts, bought, examples[cut:]) if settings.hold_out else None
 
-    >>> drop_words("red mug", 0.999, np.random.default_rng(0)) in ("red", "mug")
-    True
-    """
-    words = text.split()
-    kept = [word for word, dice in zip(words, rng.random(len(words)), strict=True) if dice >= share]
-    return " ".join(kept or words[: (len(words) > 0)])
 
-
-def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], budget: int) -> list[Call]:
     """Places in calls of texts of like length, under a budget of tokens with padding; one that exceeds it goes alone.
 
     >>> by_length([9, 2, 3, 2], 6)
     [[1, 3], [2], [0]]
     """
-    calls: list[list[int]] = []
+    calls: list[Call] = []
     for at in sorted(range(len(lengths)), key=lambda at: lengths[at]):
         if not calls or (len(calls[-1]) + 1) * lengths[at] > budget:
             calls.append([])
         calls[-1].append(at)
     return calls
+
+
+def split_calls(calls: Sequence[Call], count: int) -> list[Call]:
+    """So many calls at least, the largest halved first; a text alone is not.
+
+    >>> split_calls([[0, 1, 2], [3]], 3)
+    [[0], [1, 2], [3]]
+    """
+    found = [list(call) for call in calls]
+    while len(found) < count and max(map(len, found)) > 1:
+        at = max(range(len(found)), key=lambda at: len(found[at]))
+        half = len(found[at]) // 2
+        found[at : at + 1] = [found[at][:half], found[at][half:]]
+    return found
+
+
+def padded_size(rows: Sequence[Sequence[int]], calls: Sequence[Call]) -> int:
+    """Tokens of some calls, with padding."""
+    return sum(len(call) * max(len(rows[at]) for at in call) for call in calls)
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from recsys.catalogue import item_text
 from recsys.errors import Misuse
 from recsys.signals import DAY_S
 
-TRIES = 4  # at a partner with another text: in a basket of two texts the first try hits half of the time
+TRIES = 4  # at a partner with another text, all at once; whom none found is searched for, one by one
 Rows = NDArray[np.int64]
 
 
@@ -35,13 +35,15 @@ class Bought(msgspec.Struct, frozen=True):
     log_q: NDArray[np.float32]
 
     def draw(self, anchors: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
-        """Texts of some purchases and of one of another text bought with each: (N,) twice. Who finds none is left out."""
+        """Texts of some purchases and of one of another text bought with each: (N,) twice."""
         partner = anchors.copy()
         for _ in range(TRIES):
             again = np.flatnonzero(self.text[partner] == self.text[anchors])
             partner[again] = rng.integers(self.start[anchors[again]], self.end[anchors[again]])
-        found = self.text[partner] != self.text[anchors]
-        return self.text[anchors[found]], self.text[partner[found]]
+        for at in np.flatnonzero(self.text[partner] == self.text[anchors]).tolist():
+            group = np.arange(self.start[anchors[at]], self.end[anchors[at]])
+            partner[at] = rng.choice(group[self.text[group] != self.text[anchors[at]]])
+        return self.text[anchors], self.text[partner]
 
     def same(self, anchors: Rows, positives: Rows) -> NDArray[np.bool_]:
         """Which positives are no negatives of which anchors: (N, N) bool. The same text or one bought with it."""

@@ -14,6 +14,7 @@ from models.text_tower import Pooling, Reading
 Loss = Literal["purchases", "views", "words"]
 Trains = Literal["all", "top", "head", "lora", "adalora", "ia3", "prefix", "bottleneck"]
 Optimiser = Literal["adamw", "sgd", "adafactor"]
+Parallel = Literal["ddp", "fsdp"]
 # Of what trains: few weights that begin at nothing move far, all of a trained model's only a little.
 USUAL_RATE: dict[Trains, float] = {
     "all": 5e-5,
@@ -49,6 +50,12 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         " days", ge=0)] = 0.0  # fmt: skip
     word_drop: Annotated[float, setting("share", "of words that a view leaves out; dropout alone says little to a decoder"
         " that has none", ge=0, lt=1)] = 0.2  # fmt: skip
+    word_swap: Annotated[float, setting("share", "of words that change places with the next one, in texts bought together and in"
+        " views; 0: as it is written", ge=0, lt=1)] = 0.0  # fmt: skip
+    synonyms: Annotated[float, setting("share", "of words that one takes the place of which this shop uses alike (same neighbours, same"
+        " baskets), in texts bought together and in views; many are another colour or size, so few: .1", ge=0, lt=1)] = 0.0  # fmt: skip
+    adversarial: Annotated[float, setting("share", "of their length that a text's token embeddings are moved against it, learned beside"
+        " the text itself (FGM); a step takes twice as long; 0: off", ge=0, lt=1)] = 0.0  # fmt: skip
     mask: Annotated[float, setting("share", "of tokens that an encoder has to guess with loss = words", gt=0, lt=1)] = (
         0.15
     )
@@ -72,6 +79,11 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, setting("minutes", "then it ends with the best so far; longer runs overfit warm items", gt=0)
     ] = 10.0
 
+    average: Annotated[float, setting("share", "that a step leaves of the weights' running average, which is then what is validated"
+        " and kept: .99 is of the last hundred steps; 0: off", ge=0, lt=1)] = 0.0  # fmt: skip
+    soup: Annotated[int, setting("validations", "whose weights' mean is kept if it validates better than the best alone; 1: the best"
+        " alone", ge=1, le=16)] = 1  # fmt: skip
+
     hold_out: Annotated[float, setting("share", "of the newest purchases (or texts), to stop early by; 0: none, the last step"
         " is kept", ge=0, le=0.5)] = 0.1  # fmt: skip
     validate_every: Annotated[int, setting("steps", "25 steps are about 20 s of MiniLM on two cores", ge=1)] = 25
@@ -83,6 +95,10 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     checkpoint_activations: Annotated[
         bool, setting("", "a third more time for a layer's memory instead of all layers'")
     ] = False
+    memory_mib: Annotated[int, setting("MiB", "of the process while it trains (on a GPU: of its memory): a batch that does not fit is"
+        " computed call by call, with the same gradients and a forward pass more; 0: whatever it takes", ge=0)] = 0  # fmt: skip
+    parallel: Annotated[Parallel, setting("", "under torchrun; ddp: each process holds a copy; fsdp: a share of weights, gradients and the"
+        " optimiser's state, for a base that does not fit a device")] = "ddp"  # fmt: skip
     token_budget: Annotated[int, setting("tokens", "with padding, in one call of the model; texts are sorted by length", ge=16)] = 2048  # fmt: skip
     max_tokens: Annotated[int, setting("tokens", "a text is cut there, as in the exported tower", ge=8, le=MAX_TOKENS)] = MAX_TOKENS  # fmt: skip
     threads: Annotated[
@@ -101,6 +117,14 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Reading(self.pooling, self.prompt)
         if self.train == "prefix" and self.checkpoint_activations:
             raise ValueError("checkpoint_activations leaves a prefix out (transformers drops its keys); turn one off")
+        if self.train == "adalora" and (self.average or self.soup > 1):
+            raise ValueError("a mean of weights has the ranks back that adalora took away; take average = 0, soup = 1")
+        if self.parallel == "fsdp":
+            whole = [self.train == "adalora", self.optimiser == "adafactor", self.precision == "float16"]
+            if any(whole):
+                raise ValueError(
+                    "adalora, adafactor and float16 need whole weights or gradients; with fsdp take others"
+                )
 
     @property
     def rate(self) -> float:

@@ -1,78 +1,53 @@
 """Tunes a text tower on a shop's own texts and purchases: a Hugging Face folder in, one of the same shape out.
 
-    batches by number      →  text_batches.py: the same for a seed, whoever asks
-    texts → vectors        →  sorted by length, in calls under a token budget, by the pooling that will serve
-    loss, step             →  text_losses.py; AdamW, SGD or Adafactor
+    batches by number      →  text_batches.py: the same for a seed, whoever asks; text_views.py varies their texts
+    texts → vectors, loss  →  text_objective.py, by the pooling that will serve; text_losses.py
+    gradients              →  text_gradients.py: at once or call by call, under attack; text_memory.py says which
+    step                   →  text_optimiser.py: AdamW, SGD or Adafactor; text_averaging.py
     newest slice held out  →  the best so far is kept, and what does not get better ends
 
 `slatecast export` makes a tower of the result, `slatecast train --tower` a release. Under torchrun each process takes
-its own batches and gradients are averaged (DDP); negatives are those of the own process. Whole models are copied, not
-sharded: FSDP is not offered, as what fits a tower fits a device.
+its own batches (text_processes.py); negatives are those of the own process.
 Called by `slatecast tune-text` and its benchmarks.
 """
 
 import contextlib
 import math
-import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from models.export import source_digest
 from models.fitting import Log
 from models.history import History
-from models.registry import sync_folder
 from models.text_adapters import Learner
-from models.text_batches import Batch, Batches, by_length, padded
-from models.text_export import load, pooled, reads_left_to_right
-from models.text_losses import contrastive, guessed
+from models.text_averaging import Average
+from models.text_batches import split
+from models.text_export import load, reads_left_to_right
+from models.text_gradients import Gradients
+from models.text_memory import live_tokens, measure
+from models.text_objective import Objective
+from models.text_optimiser import choose_precision, make_optimiser, scheduled, set_dropout
 from models.text_pairs import Bought, gather, sold_texts
+from models.text_processes import agree, copies, device_of, fill, processes, shard, whole
 from models.text_resume import STATE, load_best, load_state, open_run, save_best, save_state
 from models.text_settings import TuneSettings
+from models.text_tuned import Tuned, write_folder
 from models.train_settings import Step
 from recsys.catalogue import text_hash
-from recsys.errors import Misuse, Unavailable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from recsys.errors import Misuse
 
 VALIDATED = 8  # batches, the same at each validation
-ABOUT = "tuning.json"
-
-
-class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to; also tuning.json in its folder. Losses are of the held-out slice, None without one.
-
-    ended: by what. trainable, parameters: weights that learned, of all. took_s: without loading; rss_mib: at most.
-    """
-
-    folder: str
-    settings: TuneSettings
-    ended: str
-    steps: int
-    best_step: int
-    loss_before: float | None
-    loss: float | None
-    trainable: int
-    parameters: int
-    precision: str
-    took_s: float
-    tokens_per_s: float
-    rss_mib: float
-    merged: bool
-    curve: list[tuple[int, float]]
+AVERAGE = "average"  # of what is saved
 
 
 def tune(
@@ -92,68 +67,9 @@ def tune(
     transformers.utils.logging.disable_progress_bar()
     bought = gather(history, settings.window_days) if settings.loss == "purchases" else None
     texts = bought.texts if bought else sold_texts(history)[0]
-    with _processes() as (rank, world), _device(rank, settings.threads) as device:
+    with processes() as (rank, world), device_of(rank, settings.threads) as device:
         run = Run(base, out, texts, bought, settings, device, rank, world, log)
         return run.go(step)
-
-
-class Objective(torch.nn.Module):
-    """A batch to its loss, as one module, which is what DDP wraps."""
-
-    def __init__(self, learner: Learner, settings: TuneSettings, precision: torch.dtype) -> None:
-        super().__init__()
-        self.learner: Learner = learner
-        self.tower: Any = pooled(learner.model, settings.pooling)
-        self._settings, self._precision = settings, precision
-        if settings.loss == "words":
-            # A map before the input's own embeddings, since few bases come with what guessed words in their training.
-            self.words: Any = learner.model.get_input_embeddings()
-            vocabulary, width = self.words.weight.shape
-            self.map, self.bias = torch.nn.Linear(width, width), torch.nn.Parameter(torch.zeros(vocabulary))
-            torch.nn.init.eye_(self.map.weight)
-            torch.nn.init.zeros_(self.map.bias)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The mean loss of a batch, float32."""
-        with self._cast():
-            loss = self._guess(batch) if batch.targets else self._tell_apart(batch)
-        return loss + self.learner.extra_loss() if self.training else loss
-
-    def embed(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Unit vectors of token rows, (N, D) float32, in their order."""
-        found = [self.tower(*self._inputs(rows, call)).float() for call in self._calls(rows)]
-        order = torch.tensor([at for call in self._calls(rows) for at in call])
-        return torch.cat(found)[order.argsort().to(found[0].device)]
-
-    def _tell_apart(self, batch: Batch) -> torch.Tensor:
-        vectors = self.embed(batch.rows)
-        assert batch.log_q is not None  # noqa: S101  (a contrastive batch has both)
-        log_q, same = (torch.from_numpy(each).to(vectors.device) for each in (batch.log_q, batch.same))
-        anchors, positives = vectors.chunk(2)
-        with torch.autocast(vectors.device.type, enabled=False):
-            return contrastive(anchors, positives, log_q, same, self._settings.temperature)
-
-    def _guess(self, batch: Batch) -> torch.Tensor:
-        count = sum(target >= 0 for row in batch.targets for target in row)
-        total = self.bias.sum() * 0
-        for call in self._calls(batch.rows):
-            ids, mask = self._inputs(batch.rows, call)
-            targets = padded([batch.targets[at] for at in call], -1, ids.device)
-            if (here := int((targets >= 0).sum())) > 0:
-                hidden = self.map(self.tower.hidden(ids, mask))
-                total = total + guessed(hidden, targets, self.words.weight, self.bias).float() * (here / count)
-        return total
-
-    def _calls(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        return by_length([len(row) for row in rows], self._settings.token_budget)
-
-    def _inputs(self, rows: Sequence[Sequence[int]], call: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen, device = [rows[at] for at in call], next(self.parameters()).device
-        return padded(chosen, 0, device), padded([[1] * len(row) for row in chosen], 0, device)
-
-    def _cast(self) -> torch.autocast:
-        device = next(self.parameters()).device.type
-        return torch.autocast(device, self._precision, enabled=self._precision != torch.float32)
 
 
 class Run:
@@ -173,10 +89,12 @@ class Run:
     ) -> None:
         if out.exists():
             raise Misuse(f"{out} is there already; name a new folder")
-        self.settings, self.out, self.rank, self.world, self.log = settings, out, rank, world, log
+        self.settings, self.base, self.out, self.rank, self.world = settings, base, out, rank, world
+        self._log = log
         self.folder = out.with_name(f"{out.name}.part")
+        self.sharded = settings.parallel == "fsdp" and world > 1
         model, self.tokenizer = load(base)
-        self.train, self.held = self._split(model, texts, bought)
+        self.train, self.held = split(settings, self.tokenizer, reads_left_to_right(model), texts, bought)
         an_epoch = self.train.an_epoch / (settings.accumulate * world)
         self.steps = settings.steps or max(1, math.ceil(settings.epochs * an_epoch))
         torch.manual_seed(settings.seed)
@@ -187,9 +105,13 @@ class Run:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.precision = choose_precision(settings.precision, device)
         self.objective = Objective(self.learner, settings, self.precision).to(device)
-        self.weights: dict[str, torch.Tensor] = {
-            name: p for name, p in self.objective.named_parameters() if p.requires_grad
-        }
+        self.trainable, self.parameters = (
+            sum(p.numel() for p in self.learner.parameters() if p.requires_grad or every) for every in (False, True)
+        )
+        need = measure(self.objective, self.train, settings) if settings.memory_mib else None
+        if self.sharded:
+            shard(self.objective, device, world)
+        self.weights = learning(self.objective)
         self.optimiser = make_optimiser(settings, list(self.weights.values()))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         if rank == 0:
@@ -203,30 +125,14 @@ class Run:
             open_run(self.folder, plan)
         if world > 1:
             distributed.barrier()
-        self.at, more = load_state(self.folder, self.weights, self.optimiser)
-        self.learner.load_state(more, self.at.ranks)
-        if self.at.step:
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": self.at.scale} if self.scaler.is_enabled() else {})  # fmt: skip
-        self._parallel: Any = self.objective
-        if world > 1:
-            self._parallel = DistributedDataParallel(self.objective, find_unused_parameters=True)
-
-    def _split(
-        self, model: "PreTrainedModel", texts: Sequence[str], bought: Bought | None
-    ) -> tuple[Batches, Batches | None]:
-        """What is learned from, and the newest slice, which only says when to stop."""
-        settings = self.settings
-        examples = bought.anchors if bought else np.arange(len(texts))
-        cut = len(examples) - round(settings.hold_out * len(examples))
-        make: Callable[[NDArray[np.int64]], Batches] = lambda some: Batches(  # noqa: E731
-            settings, self.tokenizer, reads_left_to_right(model), texts, bought, some
-        )
-        if cut < 2 or (settings.hold_out and len(examples) - cut < 2):
-            raise Misuse(
-                f"{len(examples)} examples, of which hold_out = {settings.hold_out:g} leaves {cut} to learn from and "
-                f"{len(examples) - cut} to stop by; two of each are needed: load more, or set hold_out = 0"
-            )
-        return make(examples[:cut]), make(examples[cut:]) if settings.hold_out else None
+        self.average = Average(self.weights, settings.average) if settings.average else None
+        self._load()
+        if need is not None and self.at.live is None:
+            share = world if self.sharded else 1
+            self._set(live=live_tokens(need, 4 * self.trainable // share, settings, device))
+        parallel = copies(self.objective) if world > 1 and not self.sharded else self.objective
+        self._gradients = Gradients(self.objective, parallel, self.scaler, self.sharded)
+        self._gradients.live = self.at.live
 
     def go(self, step: Step) -> Tuned:
         """Train to the end, write the folder, say what it came to."""
@@ -236,7 +142,7 @@ class Run:
             if self.at.step == 0 and not self.at.curve:
                 self._validate()
             while self.at.step < self.steps:
-                if verdict := self._agree(self._verdict()):
+                if verdict := agree(self._verdict(), self.world):
                     ended = verdict
                     if self.at.curve and self.at.curve[-1][0] != self.at.step:  # the last steps may be the best
                         self._validate()
@@ -245,23 +151,21 @@ class Run:
                 self._set(took_s=before_s + time.monotonic() - began_s)
                 if self.at.step % self.settings.validate_every == 0 or self.at.step == self.steps:
                     self._validate()
-                if self.rank == 0 and (self.at.step % self.settings.save_every == 0 or self.at.step == self.steps):
+                if self.at.step % self.settings.save_every == 0 or self.at.step == self.steps:
                     self._save()
                 step("tuning", self.at.step, self.steps)
         except KeyboardInterrupt:
             if self.world > 1 or not (self.at.curve or (self.folder / STATE).is_file()):
                 raise  # other processes wait for us, or nothing whole was kept
             if not self.held:  # a step may have been cut in two: back to the last whole one
-                self.at, _ = load_state(self.folder, self.weights, self.optimiser)
+                self._load()
             ended = "stopped"
-        if self.held and self.rank == 0:
-            load_best(self.folder, self.weights)
-        return self._finish(ended)
+        souped = self._choose() if self._judges else 1
+        return self._finish(ended, souped)
 
     def _one_step(self) -> None:
-        """Gradients of `accumulate` batches, one move. All chance in it comes from the seed and the step's number."""
+        """Gradients of `accumulate` batches, one move. All chance in it comes from the seed and the batches' numbers."""
         settings, number = self.settings, self.at.step
-        torch.manual_seed(settings.seed * 1_000_003 + number * 4096 + self.rank)
         rate = settings.rate * scheduled(number, self.steps, settings)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -269,21 +173,21 @@ class Run:
         self.optimiser.zero_grad()
         tokens = 0
         for part in range(settings.accumulate):
-            batch = self.train[(number * settings.accumulate + part) * self.world + self.rank]
+            at = (number * settings.accumulate + part) * self.world + self.rank
+            batch, seed = self.train[at], (settings.seed * 1_000_003 + at) * 4096
             tokens += batch.tokens
             last = part == settings.accumulate - 1
-            waits = self._parallel.no_sync() if self.world > 1 and not last else contextlib.nullcontext()
-            with waits:
-                loss = self._parallel(batch) / settings.accumulate
-                self._check(float(loss.detach()))
-                if last:
-                    self.log("tuning/loss of a batch", number + 1, float(loss.detach()) * settings.accumulate)
-                self.scaler.scale(loss).backward()
+            loss = self._gradients.add(batch, seed, 1 / settings.accumulate, last)
+            self._check(loss)
+            if last:
+                self._log("tuning/loss of a batch", number + 1, loss)
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.weights.values(), settings.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.learner.stepped(number)
+        if self.average is not None:
+            self.average.follow(number)
         self._set(step=number + 1, tokens=self.at.tokens + tokens)
 
     def _check(self, loss: float) -> None:
@@ -293,21 +197,52 @@ class Run:
                 f'or set precision = "float32" (now {str(self.precision)[6:]}), and delete {self.folder}'
             )
 
+    @property
+    def _judges(self) -> bool:
+        """Whether this process validates: the first alone, or all, where each holds a share of the weights."""
+        return self.rank == 0 or self.sharded
+
     def _validate(self) -> None:
-        """The loss of the newest slice; the best weights are kept. Only the first process does it."""
-        if self.held is None or self.rank:
+        """The loss of the newest slice; the best weights are kept."""
+        if self.held is None or not self._judges:
             return
+        with self._averaged():
+            loss, at = self._held_loss(), self.at
+            self._check(loss)
+            self._log("tuning/loss of the newest slice", at.step, loss)
+            kept = sorted([*at.kept, (loss, at.step)])[: self.settings.soup]
+            if (loss, at.step) in kept:
+                save_best(self.folder, self.weights, at.step, self.rank == 0)
+        is_best = at.best is None or loss < at.best
+        better = {"best": loss, "best_step": at.step, "worse": 0} if is_best else {"worse": at.worse + 1}
+        self._set(curve=[*at.curve, (at.step, loss)], kept=kept, **better)
+
+    def _held_loss(self) -> float:
+        assert self.held is not None  # noqa: S101  (whoever asks has seen that)
         self.objective.eval()
         with torch.no_grad():
             some = [self.held[number] for number in range(min(VALIDATED, self.held.an_epoch))]
-            loss = float(np.mean([float(self.objective(batch)) for batch in some]))
-        self._check(loss)
-        self.log("tuning/loss of the newest slice", self.at.step, loss)
-        at = self.at
-        self._set(curve=[*at.curve, (at.step, loss)], worse=at.worse + 1)
-        if loss < at.best:
-            save_best(self.folder, self.weights)
-            self._set(best=loss, best_step=at.step, worse=0)
+            return float(np.mean([float(self.objective(self.objective.whole(batch))) for batch in some]))
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """While the weights are their running average, if there is one."""
+        return self.average.shown() if self.average is not None else contextlib.nullcontext()
+
+    def _choose(self) -> int:
+        """The weights that are kept: the best, or the mean of the best; without validations the last. Of how many."""
+        if self.held is None:
+            if self.average is not None:
+                fill(self.weights, self.average.values)
+            return 1
+        steps = [step for _, step in self.at.kept]
+        if len(steps) > 1:
+            load_best(self.folder, self.weights, *steps)
+            loss = self._held_loss()
+            if self.at.best is None or loss < self.at.best:
+                self._set(best=loss)
+                return len(steps)
+        load_best(self.folder, self.weights, steps[0])
+        return 1
 
     def _verdict(self) -> str:
         """Why it should end now, or nothing."""
@@ -315,22 +250,27 @@ class Run:
             return "minutes"
         return "early" if self.held and self.at.worse >= self.settings.patience else ""
 
-    def _agree(self, verdict: str) -> str:
-        """The first process's verdict, for all."""
-        if self.world == 1:
-            return verdict
-        said = [verdict]
-        distributed.broadcast_object_list(said)
-        return said[0]
-
     def _save(self) -> None:
-        self._set(scale=self.scaler.get_scale(), ranks=self.learner.ranks())
-        save_state(self.folder, self.weights, self.optimiser, self.learner.state(), self.at)
+        """For all processes, since each may hold a share."""
+        if self._judges:
+            self._set(scale=self.scaler.get_scale(), ranks=self.learner.ranks())
+            average = self.average.values if self.average is not None else {}
+            more = self.learner.state() | {f"{AVERAGE}|{name}": value for name, value in average.items()}
+            save_state(self.folder, self.weights, self.optimiser, more, self.at, self.rank == 0)
+
+    def _load(self) -> None:
+        """Go on from the saved state, or begin."""
+        self.at, more = load_state(self.folder, self.weights, self.optimiser)
+        if self.at.step and self.average is not None:
+            fill(self.average.values, {name: more.pop(f"{AVERAGE}|{name}") for name in self.weights})
+        self.learner.load_state(more, self.at.ranks)
+        if self.at.step and self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": self.at.scale})
 
     def _set(self, **changes: Any) -> None:
         self.at = msgspec.structs.replace(self.at, **changes)
 
-    def _finish(self, ended: str) -> Tuned:
+    def _finish(self, ended: str, souped: int) -> Tuned:
         at, settings = self.at, self.settings
         held = self.held is not None
         tuned = Tuned(
@@ -339,111 +279,33 @@ class Run:
             ended=ended,
             steps=at.step,
             best_step=at.best_step if held else at.step,
+            souped=souped,
             loss_before=at.curve[0][1] if at.curve else None,
-            loss=at.best if held else None,
-            trainable=sum(p.numel() for p in self.learner.parameters() if p.requires_grad),
-            parameters=sum(p.numel() for p in self.learner.parameters()),
+            loss=at.best,
+            trainable=self.trainable,
+            parameters=self.parameters,
             precision=str(self.precision)[6:],
+            live_tokens=at.live,
             took_s=at.took_s,
             tokens_per_s=at.tokens * self.world / max(at.took_s, 1e-9),
             rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             merged=self.learner.inside is None,
             curve=at.curve,
         )
+        learner = self._whole_learner() if self.sharded else self.learner
         if self.rank == 0:
-            write_folder(self.learner, self.tokenizer, self.out, tuned)
+            write_folder(learner, self.tokenizer, self.folder / "folder", self.out, tuned)
             shutil.rmtree(self.folder)
         return tuned
 
-
-def write_folder(learner: Learner, tokenizer: "PreTrainedTokenizerBase", out: Path, tuned: Tuned) -> None:
-    """The folder, beside its place and renamed. Raises Unavailable if the disk is full."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        learner.write(part)
-        tokenizer.save_pretrained(part)
-        (part / ABOUT).write_bytes(msgspec.json.format(msgspec.json.encode(tuned)))
-        sync_folder(part)
-        part.replace(out)
-    except SafetensorError as error:  # wraps what the system said
-        raise Unavailable(f"{out} cannot be written ({error}): make room; the same command then goes on") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    def _whole_learner(self) -> Learner:
+        """What learned, put together from all shares into the base once more."""
+        found = {name: whole(value) for name, value in self.weights.items()}
+        fresh = Objective(Learner(load(self.base)[0], self.settings, self.steps), self.settings, self.precision)
+        fill(learning(fresh), found)
+        return fresh.learner
 
 
-def scheduled(step: int, steps: int, settings: TuneSettings) -> float:
-    """The share of the learning rate at a step."""
-    warm = settings.warm_up * steps
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    left = (steps - step) / max(1.0, steps - warm)
-    return left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
-
-
-def make_optimiser(settings: TuneSettings, weights: list[torch.Tensor]) -> torch.optim.Optimizer:
-    """The optimiser of the settings, over what learns; biases and norms do not decay."""
-    groups = [
-        {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, settings.rate)
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, settings.rate, momentum=0.9)
-    return torch.optim.Adafactor(groups, settings.rate)
-
-
-def choose_precision(asked: str, device: torch.device) -> torch.dtype:
-    """In what the products are computed; weights stay float32. auto: what the device has, by what it says of itself."""
-    if asked != "auto":
-        found: torch.dtype = getattr(torch, asked)
-        return found
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has = torch.cpu.get_capabilities()
-    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
-
-
-def set_dropout(model: torch.nn.Module, share: float) -> None:
-    """Dropout wherever the model has it, in modules and in attention."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = share
-        if isinstance(getattr(module, "attention_dropout", None), float):  # a number in Llama, a module in others
-            vars(module)["attention_dropout"] = share
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
-    """Our number and how many there are, as torchrun says; alone without it."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield 0, 1
-        return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield distributed.get_rank(), world
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _device(rank: int, threads: int) -> Iterator[torch.device]:
-    """The device of a process, and its share of the cores."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", str(rank))))
-        torch.cuda.set_device(device)
-        yield device
-        return
-    before = torch.get_num_threads()
-    half = (os.cpu_count() or 1) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, half))
-    try:
-        yield torch.device("cpu")
-    finally:
-        torch.set_num_threads(before)
+def learning(objective: Objective) -> dict[str, torch.Tensor]:
+    """The weights that learn, by name."""
+    return {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}

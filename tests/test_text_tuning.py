@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -16,24 +13,24 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load as read_tensors
 from safetensors.torch import load_file
-from tune_helpers import SHAPES, coloured_past, make_base
+from tune_helpers import SHAPES, SHORT, coloured_past, make_base
 
 from models import text_export, text_resume, text_tuning
 from models.export import INSIDE, source_digest
 from models.history import History, only_items
-from models.text_adapters import last_norm, layers_of, linears_of
-from models.text_batches import Batches, drop_words
+from models.text_adapters import Learner, last_norm, layers_of, linears_of
+from models.text_batches import Batches
 from models.text_export import load
-from models.text_settings import Loss, Optimiser, Trains, TuneSettings
+from models.text_objective import Objective
+from models.text_optimiser import choose_precision, scheduled
+from models.text_pairs import gather
+from models.text_settings import Loss, Optimiser, Trains
 from models.text_tower import Reading, TextTower
-from models.text_tuning import Objective, Run, Tuned, choose_precision, scheduled, tune
+from models.text_tuning import Run, tune
 from recsys.errors import Misuse, ModelRejected
 from streams.cli.tune_text import tune_text
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter, and peft of what it finds
-SHORT = TuneSettings(
-    batch=8, steps=1, validate_every=1, hold_out=0.2, precision="float32", learning_rate=0.01, threads=1
-)
 replace = msgspec.structs.replace
 
 
@@ -59,11 +56,11 @@ def held_loss(folder: Path, like: Run) -> float:
     """The loss of a folder's tower on what a run held out, from nothing but its files."""
     model, _ = load(folder)
     plain = replace(like.settings, train="head")
-    fresh = Objective(text_tuning.Learner(model, plain, 1), plain, torch.float32).eval()
+    fresh = Objective(Learner(model, plain, 1), plain, torch.float32).eval()
     assert like.held is not None
     with torch.no_grad():
         batches = [like.held[at] for at in range(min(text_tuning.VALIDATED, like.held.an_epoch))]
-        return float(np.mean([float(fresh(batch)) for batch in batches]))
+        return float(np.mean([float(fresh(fresh.whole(batch))) for batch in batches]))
 
 
 @pytest.mark.parametrize(("shape", "loss", "train"), [*itertools.product(SHAPES, get_args(Loss), get_args(Trains))])
@@ -106,7 +103,7 @@ def test_the_folder_says_what_the_run_said(
 
 
 def _texts(shop: History) -> Any:
-    bought = text_tuning.gather(shop, 0)
+    bought = gather(shop, 0)
     return bought.texts, bought
 
 
@@ -192,41 +189,6 @@ def test_a_run_killed_at_five_points_ends_in_the_same_bits(
     assert not (tmp_path / "cut.part").exists()
 
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import msgspec
-from tune_helpers import coloured_past
-from models.text_settings import TuneSettings
-from models.text_tuning import tune
-settings = msgspec.json.decode({settings!r}, type=TuneSettings)
-def step(what, done, of):
-    if done == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-tune(Path({base!r}), Path({out!r}), coloured_past(), settings, step)
-"""
-
-
-def child(base: Path, out: Path, settings: TuneSettings, at: int = -1) -> list[str]:
-    values = {"tests": str(Path(__file__).parent), "settings": msgspec.json.encode(settings), "base": str(base)}
-    return ["-c", CHILD.format(**values, out=str(out), at=at)]
-
-
-def test_a_process_that_is_killed_goes_on_where_it_saved(bases: dict[str, Path], shop: History, tmp_path: Path) -> None:
-    settings = replace(SHORT, steps=6, validate_every=2, save_every=2)
-    tune(bases["gpt2"], tmp_path / "whole", shop, settings, quiet)
-    done = subprocess.run(
-        [sys.executable, "-P", *child(bases["gpt2"], tmp_path / "cut", settings, at=5)], capture_output=True
-    )
-    assert done.returncode == -9, done.stderr
-    seen: list[int] = []
-    tune(bases["gpt2"], tmp_path / "cut", shop, settings, lambda what, done, of: seen.append(done))
-    assert seen == [5, 6], "the save was at 4"
-    whole, cut = learned(tmp_path / "whole"), learned(tmp_path / "cut")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-
-
 def test_another_run_in_the_same_place_is_refused(bases: dict[str, Path], shop: History, tmp_path: Path) -> None:
     def stop(what: str, done: int, of: int) -> None:
         raise RuntimeError("killed")
@@ -238,35 +200,6 @@ def test_another_run_in_the_same_place_is_refused(bases: dict[str, Path], shop: 
     (tmp_path / "out.part" / "state.safetensors").write_bytes(b"torn")
     with pytest.raises(Misuse, match="delete"):
         tune(bases["bert"], tmp_path / "out", shop, SHORT, quiet)
-
-
-def test_two_processes_under_torchrun_take_the_steps_that_one_takes_with_their_batches(
-    bases: dict[str, Path], shop: History, tmp_path: Path
-) -> None:
-    settings = replace(SHORT, steps=3, hold_out=0.0, accumulate=2, dropout=0.0)
-    script = tmp_path / "child.py"
-    script.write_text(child(bases["bert"], tmp_path / "two", settings)[1])
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ)
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = msgspec.json.decode((tmp_path / "two" / "tuning.json").read_bytes(), type=Tuned)
-    assert told.steps == 3
-    # One process that accumulates the same four batches takes the same steps: the mean of gradients is one.
-    tune(bases["bert"], tmp_path / "one", shop, replace(settings, accumulate=4), quiet)
-    one, two = learned(tmp_path / "one"), learned(tmp_path / "two")
-    moved = max(float((one[name] - value).abs().max()) for name, value in learned(bases["bert"]).items())
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=moved / 100, rtol=1e-3)
 
 
 def test_ctrl_c_keeps_the_best_so_far(bases: dict[str, Path], shop: History, tmp_path: Path) -> None:
@@ -339,22 +272,6 @@ def test_a_text_of_ten_thousand_signs_is_cut_and_one_without_any_is_left_out(
         assert tuned.steps == 1
 
 
-def test_a_full_disk_is_one_line(bases: dict[str, Path], shop: History, tmp_path: Path) -> None:
-    """By a limit on the size of files, which the system enforces as it does a full disk."""
-    folder = tmp_path / "shop"
-    folder.mkdir()
-    limited = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); "
-        + child(bases["bert"], tmp_path / "out", SHORT)[1]
-    )
-    wrapped = "from streams.cli import main\ndef work():\n    exec(" + repr(limited) + ", {})\nmain.cli.main = lambda **_: work()\nmain.main()"  # fmt: skip
-    done = subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", wrapped], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "Make room" in done.stderr or "make room" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_batches_come_from_their_number_alone(bases: dict[str, Path], shop: History) -> None:
     _, tokenizer = load(bases["bert"])
     texts, bought = _texts(shop)
@@ -380,14 +297,6 @@ def test_hidden_words_are_what_was_there_and_never_a_mark(bases: dict[str, Path]
         assert all(t in (-1, w) and (t >= 0 or r == w) for r, t, w in zip(row, target, whole, strict=True))
 
 
-def test_words_are_dropped_but_never_all() -> None:
-    rng = np.random.default_rng(0)
-    kept = [drop_words("a b c d", 0.5, rng).split() for _ in range(400)]
-    assert min(map(len, kept)) == 1
-    assert np.mean([len(words) for words in kept]) == pytest.approx(2.06, abs=0.15)
-    assert drop_words("", 0.5, rng) == ""
-
-
 def test_sorting_by_length_and_keeping_activations_change_memory_not_gradients(
     bases: dict[str, Path], shop: History, tmp_path: Path
 ) -> None:
@@ -396,7 +305,7 @@ def test_sorting_by_length_and_keeping_activations_change_memory_not_gradients(
         settings = replace(SHORT, dropout=0.0, **changes)
         run = Run(bases["bert"], tmp_path / str(at), *_texts(shop), settings, torch.device("cpu"))
         run.objective.train()
-        run.objective(run.train[0]).backward()
+        run.objective(run.objective.whole(run.train[0])).backward()
         found.append({name: p.grad for name, p in run.weights.items() if p.grad is not None})
     for other in found[1:]:
         for name, gradient in found[0].items():

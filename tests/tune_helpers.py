@@ -12,6 +12,11 @@ from decoder_helpers import END, WIDTH, byte_tokenizer, gpt2, llama
 from past_helpers import draw_past
 
 from models.history import History
+from models.text_settings import TuneSettings
+
+SHORT = TuneSettings(
+    batch=8, steps=1, validate_every=1, hold_out=0.2, precision="float32", learning_rate=0.01, threads=1
+)
 
 MASK = "[MASK]"
 VOCABULARY = 300

@@ -18,7 +18,8 @@ from models.item_vectors import embed, hash_texts
 from models.judging import Interval
 from models.origins import default_origins, make_origin
 from models.text_settings import TuneSettings
-from models.text_tuning import Tuned, tune
+from models.text_tuned import Tuned
+from models.text_tuning import tune
 from models.text_worth import FOLDS, MEASURES, Ask, by_vectors, by_words, judge_side, pasts_of
 from models.train_settings import Step
 from models.whitening import fit_whitening
