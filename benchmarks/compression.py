@@ -18,7 +18,9 @@ from models.origins import parse_origins
 from models.text_tower import PLAIN
 
 VARIANTS = {
-    "int8": How(int8=True),
+    "int8, all maps": How(int8=True, exact=0.0),
+    "int8, a quarter of the maps exact": How(int8=True),
+    "int8, half of the maps exact": How(int8=True, exact=0.5),
     "5 of 6 layers": How(layers=5),
     "4 of 6 layers": How(layers=4),
     "3 of 6 layers": How(layers=3),

@@ -26,7 +26,7 @@ from models.judging import Interval
 from models.origins import make_origin
 from models.text_batches import by_length, padded
 from models.text_export import load, pooled
-from models.text_int8 import quantise
+from models.text_int8 import EXACT, quantise
 from models.text_pruning import attentions, drop_heads, drop_layers
 from models.text_tower import GRAPH, Reading, TextReader, TextTower
 from models.text_worth import FOLDS, by_vectors, judge_side, pasts_of
@@ -42,11 +42,14 @@ Floats = NDArray[np.float32]
 
 
 class How(msgspec.Struct, frozen=True, kw_only=True):
-    """What is taken out. layers: how many stay, None for all; heads: the share that goes; int8: linear maps in eight bits."""
+    """What is taken out. layers: how many stay, None for all; heads: the share that goes; int8: linear maps in
+    eight bits, but for the share `exact` of them.
+    """
 
     layers: int | None = None
     heads: float = 0.0
     int8: bool = False
+    exact: float = EXACT
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -100,7 +103,7 @@ def make(
     Calibrated on texts of the catalogue of a moment. Raises Misuse for a How that takes nothing out, and as
     `export_tower` and `make_origin`. Minutes: the texts are read again for each layer and head tried.
     """
-    if how == How():
+    if not (how.int8 or how.heads or how.layers):
         raise Misuse("nothing to take out: name --int8, --layers or --heads")
     origin, _ = make_origin(history, at_s, min_buyers)
     rows = np.sort(np.random.default_rng(0).permutation(origin.rows)[:CALIBRATED])
@@ -115,7 +118,7 @@ def make(
         step("making the graph", 0, 1)
         make_tower(weights, plain, source_digest(weights, reading), reading)
         if how.int8:
-            quantise(plain, out, texts)
+            quantise(plain, out, texts, how.exact)
         step("making the graph", 1, 1)
         if pruned.exists():
             shutil.move(pruned, out / "weights")

@@ -12,7 +12,7 @@ from models.compression import Compressed, How, Limits, judge, make, refuse
 from models.export import make_tower, source_digest
 from models.history import History
 from models.text_export import load, pooled
-from models.text_int8 import quantise
+from models.text_int8 import product_error, quantise
 from models.text_pruning import attentions, drop_heads, drop_layers, keep_layers, shrink_heads
 from models.text_tower import PLAIN, TextTower, read_settings
 from recsys.errors import Misuse, ModelRejected
@@ -107,6 +107,15 @@ def test_eight_bits_are_near_and_a_text_is_the_same_in_company_and_each_time(tow
     assert said.digest != read_settings(tower).digest
     with pytest.raises(ModelRejected, match="int8 already"):
         quantise(tmp_path / "one", tmp_path / "three", TEXTS)
+
+
+def test_the_map_that_eight_bits_change_most_stays_exact() -> None:
+    rng = np.random.default_rng(0)
+    even, weight = rng.normal(size=(50, 16)).astype(np.float32), rng.normal(size=(16, 8)).astype(np.float32)
+    spiked = even.copy()
+    spiked[0] *= 1000  # one token so large that all others fall between two steps
+    assert product_error(even, weight) < 0.001
+    assert product_error(spiked, weight) > 0.1
 
 
 # --- all of it, and the gate ------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 )
 @click.option("--prompt", default="{}", show_default=True, help="As in `export`.")
 @click.option("--int8", is_flag=True, help="Linear maps in eight bits, their scales fixed on the shop's texts.")
+@click.option("--exact", type=click.FloatRange(0, 1, max_open=True), default=0.25, show_default=True, help="With --int8: this"
+              " share of the maps stays float32, those that eight bits change most.")  # fmt: skip
 @click.option("--layers", type=click.IntRange(min=1), help="Leave so many layers: those without which it changes most.")
 @click.option("--heads", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Take out this share of heads.")
 @click.option("--lose", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Of the NDCG@10 of cold items,"
@@ -43,6 +45,7 @@ def compress(
     pooling: "Pooling",
     prompt: str,
     int8: bool,
+    exact: float,
     layers: int | None,
     heads: float,
     lose: float,
@@ -75,7 +78,7 @@ def compress(
     except ValueError as error:
         raise Misuse(f"--prompt: {error}") from None
     weights, least = find_weights(model), min_buyers or least_buyers(source)
-    how = How(layers=layers, heads=heads, int8=int8)
+    how = How(layers=layers, heads=heads, int8=int8, exact=exact)
     towers = Path(settings.home) / "towers"
     with stderr.status(f"reading {source}"):
         history = read_history(source)
