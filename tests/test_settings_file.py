@@ -50,6 +50,8 @@ def test_a_file_is_read_and_changed(tmp_path: Path) -> None:
         ("batch = 1", ">= 2"),
         ('prompt = "no place"', "must hold {} once"),
         ('train = "prefix"\ncheckpoint_activations = true', "turn one off"),
+        ('train = "adalora"\nparallel = "fsdp"', "need whole weights"),
+        ('train = "adalora"\naverage = 0.9', "soup = 1"),
         ("batch = ", "not TOML"),
     ],
 )

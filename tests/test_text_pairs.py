@@ -65,6 +65,15 @@ def test_what_must_not_be_told_apart_is_the_same_text_and_whatever_was_bought_wi
     np.testing.assert_array_equal(bought.same(anchors, positives), expected)
 
 
+def test_every_anchor_finds_a_partner_however_large_the_share_of_its_own_text() -> None:
+    """A basket of a hundred reds and one blue: four tries by chance find the blue for one in 25."""
+    made = shop([(0, 0, 0.0)] * 100 + [(0, 1, 0.0)])
+    bought = gather(made, 0)
+    anchors, positives = bought.draw(bought.anchors, np.random.default_rng(0))
+    assert len(anchors) == len(positives) == len(bought.anchors) == 101
+    assert (anchors != positives).all()
+
+
 def test_log_q_is_how_often_a_text_is_drawn_as_the_positive() -> None:
     rng = np.random.default_rng(1)
     rows = [(user, int(item), float(user)) for user in range(400) for item in {0, 1 + rng.integers(4)}]

@@ -52,7 +52,7 @@ def tune_text(
     """Tune a text tower on the shop's own texts and baskets; `slatecast export --model` then makes the tower.
 
     Ctrl-C keeps the best so far; the same command again goes on where a killed one was. Several processes:
-    torchrun --nproc-per-node 2 --no-python slatecast tune-text …
+    torchrun --nproc-per-node 2 --no-python slatecast tune-text … (--set parallel=fsdp shards instead of copying).
 
     \b
     Example:  slatecast tune-text shop/ --out tuned --until 2011-08-05
@@ -93,6 +93,8 @@ def tune_text(
     stderr.print(
         f"{held}best at step {tuned.best_step} of {tuned.steps} (ended by {tuned.ended}, {tuned.took_s:.0f} s)"
     )
+    if tuned.souped > 1:
+        stderr.print(f"the mean of the best {tuned.souped} validations' weights is kept: better than the best alone")
     stderr.print(f"{tuned.trainable:,} of {tuned.parameters:,} weights learned, {tuned.precision}")
     if not tuned.merged:
         stderr.print(f"a {chosen.train} cannot be merged: it lies beside the weights and is exported inside the tower")
