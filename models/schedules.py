@@ -1,10 +1,13 @@
-"""The learning rate along a fit, by the share of it that is done. Called by fitting.py.
+"""What moves weights, and its rate along a fit by the share of it that is done. Called by fitting.py; the optimiser by
+text_optimiser.py too.
 
 By share and not by step, so that a fit which time will end goes through its whole schedule too: weights taken at a high
 rate are noise.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -43,9 +46,9 @@ def set_rate(
 
 
 def make_optimiser(
-    name: Optimiser, weights: list[torch.nn.Parameter], rate: float, decay: float
+    name: Optimiser, weights: Sequence[torch.Tensor] | Sequence[dict[str, Any]], rate: float, decay: float
 ) -> torch.optim.Optimizer:
-    """The optimiser of a name over all weights."""
+    """The optimiser of a name. weights: all of them, or groups as torch has them, which may say their own decay."""
     if name == "adamw":
         return torch.optim.AdamW(weights, rate, weight_decay=decay)
     if name == "sgd":

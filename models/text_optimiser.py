@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from models import schedules
 from models.text_settings import TuneSettings
 
 
@@ -14,11 +15,7 @@ def make_optimiser(settings: TuneSettings, weights: list[torch.Tensor]) -> torch
         {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, settings.rate)
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, settings.rate, momentum=0.9)
-    return torch.optim.Adafactor(groups, settings.rate)
+    return schedules.make_optimiser(settings.optimiser, groups, settings.rate, settings.weight_decay)
 
 
 def scheduled(step: int, steps: int, settings: TuneSettings) -> float:
