@@ -209,24 +209,35 @@ def test_one_cycle_is_torchs() -> None:
 
 
 def test_chances_to_be_shown_sum_to_the_list_and_their_slope_is_right() -> None:
-    logits = torch.randn(25, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    chance = SoftTop.apply(logits)
-    assert float(chance.detach().sum()) == pytest.approx(SHOWN)
-    assert torch.autograd.gradcheck(SoftTop.apply, logits)
-    harder = SoftTop.apply(1000 * logits)
-    assert set(harder.round().nonzero().ravel().tolist()) == set(logits.topk(SHOWN).indices.tolist())
+    logits = torch.randn(2, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    there = torch.ones(2, 25, dtype=torch.bool)
+    there[1, 14:] = False
+    chance = SoftTop.apply(logits, there).detach()
+    assert chance.sum(1).tolist() == pytest.approx([SHOWN, SHOWN])
+    assert not chance[1, 14:].any()
+    assert torch.autograd.gradcheck(lambda z: SoftTop.apply(z, there), logits)
+    harder = SoftTop.apply(1000 * logits, there)
+    assert set(harder[0].round().nonzero().ravel().tolist()) == set(logits[0].topk(SHOWN).indices.tolist())
     assert SOFT > 0
+
+
+def top(logits: torch.Tensor) -> torch.Tensor:
+    """The chances of one list."""
+    return SoftTop.apply(logits[None], torch.ones(1, len(logits), dtype=torch.bool))[0].detach()
 
 
 def test_dispersion_is_the_sum_that_is_written() -> None:
     generator = torch.Generator().manual_seed(0)
-    sizes, logits = [15, 12], torch.randn(27, dtype=torch.float64, generator=generator)
-    vectors = torch.nn.functional.normalize(torch.randn(30, 4, dtype=torch.float64, generator=generator))
-    rows = torch.randperm(30, generator=generator)[:27]
-    bought, of_list = torch.rand(27, generator=generator) < 0.2, torch.tensor([0] * 15 + [1] * 12)
+    sizes, logits = [15, 8, 12], torch.randn(35, dtype=torch.float64, generator=generator)
+    vectors = torch.nn.functional.normalize(torch.randn(40, 4, dtype=torch.float64, generator=generator))
+    rows = torch.randperm(40, generator=generator)[:35]
+    bought, of_list = torch.rand(35, generator=generator) < 0.2, torch.tensor([0] * 15 + [1] * 8 + [2] * 12)
     expected, start = 0.0, 0
     for size in sizes:
-        chance = SoftTop.apply(logits[start : start + size]).tolist()
+        if size <= SHOWN:  # shown whole
+            start += size
+            continue
+        chance = top(logits[start : start + size]).tolist()
         for j in range(size):
             repeats = sum(
                 chance[other] * max(0.0, float(vectors[rows[start + j]] @ vectors[rows[start + other]]))
@@ -250,9 +261,9 @@ def test_dispersion_alone_spreads_a_list_and_does_not_fall_to_one_item() -> None
         optimiser.zero_grad()
         disperse(logits, torch.arange(60), nothing, one, vectors).backward()
         optimiser.step()
-    top = kinds[logits.topk(SHOWN).indices]
-    assert torch.bincount(top, minlength=6).max() <= 4
-    assert float(SoftTop.apply(logits).detach().max()) < 0.99
+    chosen = kinds[logits.topk(SHOWN).indices]
+    assert torch.bincount(chosen, minlength=6).max() <= 4
+    assert float(top(logits).max()) < 0.99
 
 
 def test_too_much_beta_ruins_accuracy_and_early_stopping_keeps_what_was_before() -> None:
