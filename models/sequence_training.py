@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.examples import Lists, measure
-from models.fitting import Log, Plan, descend
+from models.fitting import Descent, Log, Plan, descend
 from models.losses import both_heads
 from models.sequence_net import NetShape, SequenceNet
 from models.train_settings import Step, TrainSettings
@@ -29,7 +29,7 @@ def fit_sequence(
     step: Step,
     log: Log = lambda name, at, value: None,
     deadline_s: float = math.inf,
-) -> SequenceNet:
+) -> tuple[SequenceNet, Descent]:
     """A tower for these lists. base: (N, 2), the features' logits, by which the first candidates are chosen.
 
     2–4 minutes for 8,000 lists on one core.
@@ -73,8 +73,7 @@ def fit_sequence(
         settings.tower_rate,
         deadline_s=deadline_s,
     )
-    descend(net, loss_of, len(lists.ends), plan, settings, None, step, log)
-    return net
+    return net, descend(net, loss_of, len(lists.ends), plan, settings, None, step, log)
 
 
 def augment(

@@ -260,9 +260,10 @@ class Learner:
             self.curve = descent.curve
         net = None
         if settings.tower_width and self.vectors.shape[1] and descent.ended != "stopped":
-            net = fit_sequence(
-                lists, network.score(lists.features), self.vectors, settings, self._step, self._log, deadline_s
-            )
+            base = network.score(lists.features)
+            net, last = fit_sequence(lists, base, self.vectors, settings, self._step, self._log, deadline_s)
+            if last.ended:
+                descent = msgspec.structs.replace(descent, ended=last.ended)
         return Fitted(network, linear, net, descent)
 
     def judge(self, fitted: Fitted) -> dict[str, Worth]:

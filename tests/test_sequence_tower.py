@@ -155,7 +155,7 @@ def test_it_learns_what_follows_from_the_text_of_what_came_before() -> None:
     vectors = np.column_stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)]).astype(np.float32)
     settings = TrainSettings(tower_width=32, tower_epochs=10, tower_rate=1e-2, tower_dropout=0)
     known, unknown = follow_ups(300, vectors, 0), follow_ups(100, vectors, 1)
-    net = fit_sequence(known, np.zeros((len(known.rows), 2), np.float32), vectors, settings, ignore)
+    net, _ = fit_sequence(known, np.zeros((len(known.rows), 2), np.float32), vectors, settings, ignore)
     assert first_hits(score_lists(net, unknown, vectors), unknown) > 0.8
     fresh = SequenceNet(net.shape, net.mean, net.std).eval()
     assert not score_lists(fresh, unknown, vectors).any(), "before training it adds nothing"
