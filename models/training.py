@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from models.examples import OPEN, WEEK_S, Lists, join, make_lists
@@ -36,7 +37,7 @@ from models.train_settings import Step, TrainSettings
 from models.world import World
 from recsys.candidates import default_sources
 from recsys.catalogue import item_text
-from recsys.errors import Misuse
+from recsys.errors import Misuse, Unavailable
 from recsys.features import NAMES
 from recsys.policy import Policy
 from recsys.signals import DAY_S
@@ -64,7 +65,8 @@ def train(
     step: Step,
     log: Log = lambda name, at, value: None,
 ) -> Trained:
-    """Train on all of a history and make the release the champion. Raises Misuse where there is too little.
+    """Train on all of a history and make the release the champion. Raises Misuse where there is too little,
+    Unavailable where the disk is full.
 
     Judged by a fit that has not seen the newest week; what serves is then fitted on all weeks. Where time or Ctrl-C ends
     either, what serves is the former, as far as it came. log: is told losses and worth as they come.
@@ -93,9 +95,14 @@ def train(
     with tempfile.TemporaryDirectory(prefix="draft-", dir=releases_folder(home)) as scratch:
         draft = Path(scratch) / "release"
         draft.mkdir()
-        side.save(draft)
-        fitted.save(draft)
-        save_item_models(learner.world.shop.item_models, draft)
+        try:
+            side.save(draft)
+            fitted.save(draft)
+            save_item_models(learner.world.shop.item_models, draft)
+        except SafetensorError as error:  # wraps what the system said
+            raise Unavailable(
+                f"{releases_folder(home)} cannot be written ({error}): make room and train again"
+            ) from None
         manifest = Manifest(
             created_ts_ms=now_ms,
             data=data,

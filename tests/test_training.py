@@ -1,6 +1,7 @@
 """Training: what it may see, what it learns, what it writes; and that serving answers what was trained."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from models.training import Fitted, Learner, train
 from models.world import World
 from recsys.candidates import default_sources
 from recsys.catalogue import Catalogue, Item, item_text, text_hash
-from recsys.errors import Misuse, ModelRejected
+from recsys.errors import Misuse, ModelRejected, Unavailable
 from recsys.features import NAMES
 from recsys.policy import Policy
 from recsys.profiles import VIEW
@@ -374,6 +375,22 @@ def test_ctrl_c_leaves_a_release_of_what_was_learned_so_far(
     assert len(begun) == fits_begun
     assert champion(tmp_path) == found.release.folder
     assert found.worth["scorer"].ndcg_at_10 > least
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_release(trained: tuple[Path, Release], tmp_path: Path) -> None:
+    shutil.copytree(trained[0] / "towers", tmp_path / "towers")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(what: str, done: int, of: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1])) if what == "fitting the scorer" else None
+
+    try:
+        with pytest.raises((Unavailable, OSError), match="cannot be written|File too large"):
+            train(rounds(), tmp_path, "rounds", 1_700_000_000_000, SMALL, None, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert champion(tmp_path) is None
+    assert list((tmp_path / "releases").iterdir()) == []
 
 
 def test_lists_in_which_everything_was_bought_teach_nothing_and_that_is_said(learner: Learner) -> None:
