@@ -19,7 +19,7 @@ from recsys.errors import Misuse
 
 MIB = 2**20
 # Beside what autograd keeps: gradients of activations on their way back, and what the allocator does not give back.
-# Measured over the base at 1.1 to 1.3 times what is kept (tests/test_text_memory.py, MiniLM); the rest is room.
+# A guess with room: a test holds a budget 100 MiB below what the same run takes without one.
 SPARE = 1.5
 # Of the bytes of what learns: an optimiser's state.
 STATES = {"adamw": 2.0, "sgd": 1.0, "adafactor": 0.1}
