@@ -12,6 +12,7 @@ import io
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
@@ -21,6 +22,9 @@ from recsys.errors import ModelRejected, Unavailable
 log = logging.getLogger(__name__)
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+# auto: a GPU where there is one. require: none, and the role does not start. fast: where there is one, by half precision,
+# buffers that stay and CUDA graphs (resident.py); the same scores to three digits, no longer to the bit.
+Gpu = Literal["auto", "require", "fast"]
 # TF32 keeps 10 bits of a number, so that a graph would no longer agree with torch to the tolerance of its export.
 CUDA_OPTIONS = {"use_tf32": "0"}
 # ONNX Runtime's errors have no base class of their own, and a corrupt graph raises one of several.
@@ -28,11 +32,11 @@ ORT_ERRORS = tuple(e for e in vars(ort_state).values() if isinstance(e, type) an
 
 
 def open_session(
-    model: Path | bytes, *, require_gpu: bool = False, threads: int = 1, cpu: bool = False
+    model: Path | bytes, *, gpu: Gpu = "auto", threads: int = 1, cpu: bool = False, replayed: bool = False
 ) -> tuple[ort.InferenceSession, str]:
     """A session on CUDA where there is a device, else on CPU; and the provider that it really got.
 
-    cpu: there even so. threads: of one operator on CPU, 0 for all cores. 1 by default: batches are small, and a ranker
+    cpu: there even so. replayed: as CUDA graphs, for who calls it through resident.py. threads: of one operator on CPU, 0 for all cores. 1 by default: batches are small, and a ranker
     shares its cores with Kafka's client. Raises Unavailable if a GPU was required in vain, ModelRejected if the graph is none.
     """
     options = ort.SessionOptions()
@@ -42,9 +46,10 @@ def open_session(
     # An idle thread that spins takes the core from Kafka's client.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     missing = why_no_cuda()
-    if require_gpu and missing:
-        raise Unavailable(f"a GPU was required, but there is {missing}; see `nvidia-smi`, or do without --require-gpu")
-    providers = [CPU] if missing or cpu else [(CUDA, CUDA_OPTIONS), CPU]
+    if gpu == "require" and missing:
+        raise Unavailable(f'a GPU was required, but there is {missing}; see `nvidia-smi`, or set gpu = "auto"')
+    how = {**CUDA_OPTIONS, "enable_cuda_graph": "1"} if replayed else CUDA_OPTIONS
+    providers = [CPU] if missing or cpu else [(CUDA, how), CPU]
     try:
         session = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=providers)
     except ORT_ERRORS as error:
@@ -53,7 +58,7 @@ def open_session(
             f"{name} cannot be loaded by ONNX Runtime: {type(error).__name__}; make it again"
         ) from error
     provider: str = session.get_providers()[0]
-    if require_gpu and provider != CUDA:
+    if gpu == "require" and not cpu and provider != CUDA:
         raise Unavailable("a GPU was required, but CUDA did not come up; `slatecast doctor` says what is installed")
     if not cpu:
         _say(provider, missing)

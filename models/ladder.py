@@ -1,7 +1,7 @@
 """The scorers of a release as a ladder: the best that answers makes the list, and the list says which it was.
 
     sequence       mean of features' network and sequence tower, by ONNX, on CUDA where there is a device
-    sequence_cpu   the same graphs on CPU; only where the first is on CUDA
+    sequence_cpu   the same on CPU, in float32; only where the first is on CUDA
     network        features' network, by ONNX on CPU
     linear         features by a matrix product in NumPy: no runtime that could fail
     rank_fusion    no logits: the pipeline then ranks by fusion of the sources
@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from models.devices import CPU, CUDA
+from models.devices import CPU, CUDA, Gpu, why_no_cuda
 from models.scorer import Network, OnnxScorer, feature_width
-from models.sequence_tower import SequenceTower
+from models.sequence_tower import GRAPH, HALF, SequenceTower
 from recsys.errors import ModelRejected
 from recsys.features import NAMES
 from recsys.scoring import Ask, Scored, Trail
@@ -75,6 +75,7 @@ class Ladder:
         folder: Path,
         names: Sequence[str],
         *,
+        gpu: Gpu = "auto",
         clock_s: Callable[[], float] = time.monotonic,
         deadline_s: float = DEADLINE_S,
     ) -> None:
@@ -84,14 +85,20 @@ class Ladder:
 
         network = (folder / "scorer.onnx").read_bytes()  # kept: a rung opened anew is what was verified
 
-        def rung(name: str, tower: bytes | None = None, *, cpu: bool = False) -> Rung:
-            return Rung(name, lambda: Graphs(network, width, tower, cpu=cpu), clock_s, deadline_s)
+        def rung(name: str, graph: str = "", *, cpu: bool = False, resident: bool = False) -> Rung:
+            tower = (folder / "sequence" / graph).read_bytes() if graph else None
+            return Rung(
+                name,
+                lambda: Graphs(network, width, tower, gpu=gpu, cpu=cpu, resident=resident),
+                clock_s,
+                deadline_s,
+            )
 
         self._rungs = [rung("network")]
         if (folder / "sequence").exists():
-            tower = (folder / "sequence" / "tower.onnx").read_bytes()
-            first = rung("sequence", tower)
-            spare = [rung("sequence_cpu", tower, cpu=True)] if first.provider == CUDA else []
+            fast = gpu == "fast" and not why_no_cuda()
+            first = rung("sequence", HALF if fast else GRAPH, resident=fast)
+            spare = [rung("sequence_cpu", GRAPH, cpu=True)] if first.provider == CUDA else []
             self._rungs = [first, *spare, *self._rungs]
         self.provider = self._rungs[0].provider
 
@@ -232,9 +239,18 @@ def split(asks: Sequence[Ask], limit: int) -> Iterator[Sequence[Ask]]:
 class Graphs:
     """The graphs of a release as one scorer: the features' network, and its mean with the sequence tower if there is one."""
 
-    def __init__(self, network: bytes, width: int, tower: bytes | None, *, cpu: bool = False) -> None:
+    def __init__(
+        self,
+        network: bytes,
+        width: int,
+        tower: bytes | None,
+        *,
+        gpu: Gpu = "auto",
+        cpu: bool = False,
+        resident: bool = False,
+    ) -> None:
         self._network = OnnxScorer(network, width, cpu=True)  # 40 µs there, and one device less that can fail
-        self._tower = SequenceTower(tower, cpu=cpu) if tower is not None else None
+        self._tower = SequenceTower(tower, gpu=gpu, cpu=cpu, resident=resident) if tower is not None else None
         self.provider = self._tower.provider if self._tower else self._network.provider
 
     def warm_up(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.devices import open_session
+from models.devices import Gpu, open_session
 from models.registry import OPSET
 from recsys.errors import ModelRejected
 
@@ -162,9 +162,9 @@ class OnnxScorer:
     """
 
     def __init__(
-        self, graph: Path | bytes, width: int, *, threads: int = 1, require_gpu: bool = False, cpu: bool = False
+        self, graph: Path | bytes, width: int, *, threads: int = 1, gpu: Gpu = "auto", cpu: bool = False
     ) -> None:
-        self._session, self.provider = open_session(graph, threads=threads, require_gpu=require_gpu, cpu=cpu)
+        self._session, self.provider = open_session(graph, threads=threads, gpu=gpu, cpu=cpu)
         self._options = ort.RunOptions()
         inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
         outputs = {node.name: node.shape[1:] for node in self._session.get_outputs()}

@@ -67,15 +67,16 @@ class SequenceNet(nn.Module):
         """See the class."""
         h = trail.shape[1]
         rows = torch.cat([trail, candidates], 1)
-        text = self.text(vectors[rows.clamp(min=0)])
-        scaled = ((features - self.mean) / self.std).clamp(-5, 5)
-        about = torch.cat([self.action(actions) + self.marks(marks), self.behaviour(scaled)], 1)
+        half = self.text.weight.dtype  # the graph for GPUs computes in float16 what follows, see sequence_export.py
+        text = self.text(vectors[rows.clamp(min=0)].to(half))
+        scaled = ((features - self.mean) / self.std).clamp(-5, 5).to(half)
+        about = torch.cat([self.action(actions) + self.marks(marks.to(half)), self.behaviour(scaled)], 1)
         tokens = self.drop(text + about)
-        hidden = torch.where(trail < 0, MASKED, 0.0)[:, None, None, :]
+        hidden = torch.where(trail < 0, MASKED, 0.0)[:, None, None, :].to(half)
         for layer in self.layers:
             tokens = layer(tokens, hidden, h)
         logits: torch.Tensor = self.skip(scaled) + self.deep(scaled) + self.head(self.norm(tokens[:, h:]))
-        return logits
+        return logits.float()
 
 
 def features_network(width: int, hidden: tuple[int, ...], outputs: int, dropout: float) -> nn.Sequential:
@@ -109,7 +110,7 @@ class Layer(nn.Module):
         to_trail = q @ k[:, :, :h].transpose(2, 3) + hidden
         itself = (q * k).sum(3, keepdim=True)
         itself = torch.cat([torch.full_like(itself[:, :, :h], MASKED), itself[:, :, h:]], 2)
-        weights = self.drop(torch.softmax(torch.cat([to_trail, itself], 3), 3))
+        weights = self.drop(torch.softmax(torch.cat([to_trail, itself], 3).float(), 3).to(tokens.dtype))
         seen = weights[..., :h] @ v[:, :, :h] + weights[..., h:] * v
         tokens = tokens + self.drop(self.out(seen.transpose(1, 2).reshape(b, n, width)))
         out: torch.Tensor = tokens + self.drop(self.alone(tokens))

@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.devices import open_session
+from models.devices import Gpu, open_session
+from models.resident import Resident
 from models.scorer import PAD
 from recsys.errors import ModelRejected
 from recsys.scoring import TRAIL, Ask, Trail
@@ -19,6 +20,7 @@ from recsys.scoring import TRAIL, Ask, Trail
 # The trail is padded to a fixed length, candidates to a multiple of PAD: then a candidate's bits do not depend on what
 # else is in the call. Kernels treat the last few rows of an odd number differently (192 of 192 shapes equal with it).
 TRAIL_PADDED = -(-TRAIL // PAD) * PAD
+GRAPH, HALF = "tower.onnx", "tower.fp16.onnx"
 
 
 def pad_trails(trails: Sequence[Trail]) -> dict[str, NDArray[np.generic]]:
@@ -33,11 +35,23 @@ def pad_trails(trails: Sequence[Trail]) -> dict[str, NDArray[np.generic]]:
 
 
 class SequenceTower:
-    """A session over tower.onnx. Raises ModelRejected if the graph is none, or of other inputs."""
+    """A session over tower.onnx. Raises ModelRejected if the graph is none, or of other inputs.
 
-    def __init__(self, model: Path | bytes, *, require_gpu: bool = False, threads: int = 1, cpu: bool = False) -> None:
-        self._session, self.provider = open_session(model, require_gpu=require_gpu, threads=threads, cpu=cpu)
+    resident: buffers and vectors stay on the device, and calls are replayed there; see resident.py.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        gpu: Gpu = "auto",
+        threads: int = 1,
+        cpu: bool = False,
+        resident: bool = False,
+    ) -> None:
+        self._session, self.provider = open_session(model, gpu=gpu, threads=threads, cpu=cpu, replayed=resident)
         self._options = ort.RunOptions()
+        self._resident = Resident(self._session, self.provider) if resident else None
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         names = set(shapes)
         if names != {"features", "candidates", "trail", "actions", "marks", "vectors"}:
@@ -56,8 +70,12 @@ class SequenceTower:
         candidates = np.full((len(asks), most), -1, np.int64)
         for at, ask in enumerate(asks):
             features[at, : len(ask.rows)], candidates[at, : len(ask.rows)] = ask.features, ask.rows
-        inputs = {"features": features, "candidates": candidates, "vectors": vectors}
-        answer = self._session.run(None, inputs | pad_trails([ask.trail for ask in asks]), self._options)[0]
+        inputs: dict[str, NDArray[np.generic]] = {"features": features, "candidates": candidates}
+        inputs |= pad_trails([ask.trail for ask in asks])
+        if self._resident:
+            answer = self._resident.run(inputs, vectors)
+        else:
+            answer = self._session.run(None, {**inputs, "vectors": vectors}, self._options)[0]
         logits: NDArray[np.float32] = np.concatenate([answer[at, : len(ask.rows)] for at, ask in enumerate(asks)])
         if not np.isfinite(logits).all():
             raise ModelRejected("the sequence tower answered with numbers that are not finite; train again")
@@ -66,3 +84,5 @@ class SequenceTower:
     def stop(self) -> None:
         """For another thread: the call in hand raises at its next operator, and so does every later one."""
         self._options.terminate = True
+        if self._resident:
+            self._resident.stop()

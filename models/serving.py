@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from models.devices import Gpu
 from models.item_files import load_item_models
 from models.ladder import Ladder
 from models.registry import CHAMPION, Release, champion, open_release, releases_folder
@@ -94,12 +95,12 @@ class NoModels:
 class ReleaseModels:
     """A release at work."""
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, gpu: Gpu = "auto") -> None:
         folder = release.folder
         self.release = release.id
-        self._ladder = Ladder(folder, release.manifest.features)
+        self._ladder = Ladder(folder, release.manifest.features, gpu=gpu)
         self.item_models = load_item_models(folder)
-        self._tower = TextTower(folder / "text")
+        self._tower = TextTower(folder / "text", gpu=gpu)
         self._vectors = _read_rows(folder / "vectors.safetensors", "vectors")
         hashes = _read_rows(folder / "vectors.safetensors", "text_hashes")
         self._row = {bytes(row).hex(): at for at, row in enumerate(hashes)}
@@ -131,11 +132,14 @@ def _read_rows(file: Path, name: str) -> NDArray[Any]:
         return np.concatenate(pieces or [opened.get_tensor(name)])
 
 
-def open_models(folder: Path) -> Models:
-    """The models of a release folder, verified file by file and warmed up. Raises ModelRejected."""
+def open_models(folder: Path, gpu: Gpu = "auto") -> Models:
+    """The models of a release folder, verified file by file and warmed up.
+
+    Raises ModelRejected, Unavailable if a GPU is required in vain.
+    """
     release = open_release(folder)
     try:
-        models = ReleaseModels(release)
+        models = ReleaseModels(release, gpu)
     except ModelRejected as error:
         raise ModelRejected(f"{folder} cannot serve: {error}") from error
     except (OSError, KeyError, SafetensorError) as error:  # whole, but of an older kind, or closed to this account
@@ -146,13 +150,16 @@ def open_models(folder: Path) -> Models:
     return models
 
 
-def open_best(home: Path) -> Models:
-    """The champion; if it is refused, which is logged, the release that served last; else none, saying why."""
+def open_best(home: Path, gpu: Gpu = "auto") -> Models:
+    """The champion; if it is refused, which is logged, the release that served last; else none, saying why.
+
+    Raises Unavailable if a GPU is required in vain.
+    """
     reason = ""
     for which in (champion, _last_served):
         try:
             if (folder := which(home)) is not None:
-                models = open_models(folder)
+                models = open_models(folder, gpu)
                 _remember(home, models.release)
                 return models
         except (ModelRejected, OSError) as error:
@@ -202,6 +209,7 @@ def follow_champion(
     policy: Policy,
     tell: Callable[[Successor | ModelRejected], None],
     stop: threading.Event,
+    gpu: Gpu = "auto",
 ) -> None:
     """Whenever another release is champion, make it ready and tell. To be run in a thread, until `stop`.
 
@@ -215,7 +223,7 @@ def follow_champion(
         try:
             folder = champion(home)
             if folder is not None and folder.name != serving:
-                tell(_prepare(folder, live, policy))
+                tell(_prepare(folder, live, policy, gpu))
                 serving = folder.name
                 _remember(home, serving)
         except ModelRejected as error:
@@ -225,9 +233,9 @@ def follow_champion(
             tell(ModelRejected(f"{type(error).__name__}: {error}; the log has the traceback"))
 
 
-def _prepare(folder: Path, live: Catalogue, policy: Policy) -> Successor:
+def _prepare(folder: Path, live: Catalogue, policy: Policy, gpu: Gpu) -> Successor:
     """Open, embed, make one list. Raises ModelRejected, also if its best scorer does not make that list."""
-    models = open_models(folder)
+    models = open_models(folder, gpu)
     own, sources = Catalogue(dim=models.dim), default_sources(policy, Approximate(models.dim))
     for _ in range(ROUNDS):
         items = list(live.items)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from models.devices import open_session
+from models.devices import Gpu, open_session
 from recsys.errors import ModelRejected
 
 # Tokens with padding in one call: 30 to 100 titles. On one thread 256 to 1,024 are equal (112 texts/s of 30 tokens) and
@@ -96,13 +96,13 @@ class TextTower:
     the folder is not whole, Unavailable if a GPU is required in vain. Opening takes .3 s.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1, require_gpu: bool = False) -> None:
+    def __init__(self, folder: Path, *, threads: int = 1, gpu: Gpu = "auto") -> None:
         self.settings = read_settings(folder)
         try:
             tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises nothing more exact
             raise ModelRejected(f"{folder / TOKENIZER} is no tokenizer: {error}; make the tower again") from error
-        self._session, self.provider = open_session(folder / GRAPH, threads=threads, require_gpu=require_gpu)
+        self._session, self.provider = open_session(folder / GRAPH, threads=threads, gpu=gpu)
         self.reader = TextReader(tokenizer, self.settings.prompt, self.settings.max_tokens, str(folder))
         self.dim = self.settings.dim
 

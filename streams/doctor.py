@@ -131,7 +131,7 @@ def _release(settings: Settings) -> Iterator[Finding]:
         if folder is None:
             yield Finding("release", "warn", "none: lists by rank fusion", "slatecast train FOLDER|completejourney")
             return
-        models_of = open_models(folder)
+        models_of = open_models(folder, settings.gpu)
         yield Finding("release", "ok", f"{models_of.release}, scoring on {models_of.provider}")
     except SlatecastError as error:
         yield Finding("release", "stop", str(error), "slatecast train makes another")

@@ -49,12 +49,12 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
         elif role == "ranker":
             home = Path(settings.home)
             seen = pointer(home)  # before the release: what is promoted meanwhile is not missed
-            models = open_best(home)
+            models = open_best(home, settings.gpu)
             task = RankerTask(settings, models)
             health.waiting_for = "catalogue and signals"
             task.shelf.catch_up(health.beat)
             task.warm_up()
-            told = (task.shelf.catalogue, settings.policy, task.successors.put, stop)
+            told = (task.shelf.catalogue, settings.policy, task.successors.put, stop, settings.gpu)
             following = threading.Thread(
                 target=follow_champion, args=(home, seen, models.release, *told), name="releases", daemon=True
             )

@@ -32,6 +32,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     home: str = "var"  # models, jars, copies of state, data of the embedded services
     state: Literal["memory", "disk"] = "memory"  # disk: for more profiles than memory holds; a tenth slower
     metrics_port: Annotated[int, Meta(ge=0, le=65_000)] = 0  # of the first role, the next has the next; 0: none
+    # auto: a GPU where there is one; require: no list without; fast: where there is one, half precision and CUDA graphs.
+    gpu: Literal["auto", "require", "fast"] = "auto"
     # The deep stage (models/deep.py), off by default: a decoder's folder, or the name of one in a package.
     deep: str = ""
     deep_weight: Annotated[float, Meta(ge=0, le=10)] = 0.1  # in logits, for one deviation of its scores over a list

@@ -61,7 +61,8 @@ def settings(services: Settings, tmp_path: Path) -> Settings:
 def wait_for() -> Callable[[Callable[[], bool], float], None]:
     """Wait for a condition, not for a time."""
 
-    def wait(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    # Long enough for a machine that does three other things; who waits in vain fails all the same.
+    def wait(condition: Callable[[], bool], limit_s: float = 90.0) -> None:
         deadline_s = time.monotonic() + limit_s
         while not condition():
             assert time.monotonic() < deadline_s, f"not within {limit_s} s"

@@ -18,10 +18,11 @@ from release_helpers import make_release, telling_tower
 from stream_helpers import read_slates, send_events, send_items
 from test_ladder import broken_network
 
+from models.devices import why_no_cuda
 from models.registry import CHAMPION, Release, promote, releases_folder
 from models.serving import NoModels, Successor, open_best, pointer
 from recsys.catalogue import Catalogue, Item, item_text
-from recsys.errors import ModelRejected
+from recsys.errors import ModelRejected, Unavailable
 from recsys.events import Click, Search, encode_event
 from recsys.features import NAMES
 from recsys.policy import Policy
@@ -219,6 +220,13 @@ def test_a_ranker_whose_champion_is_corrupt_starts_with_the_release_that_served_
     assert open_best(tmp_path).release == old.id
 
 
+@pytest.mark.skipif(not why_no_cuda(), reason="there is a GPU")
+def test_a_ranker_that_must_have_a_gpu_does_not_start_without_one(tmp_path: Path) -> None:
+    make_release(tmp_path, 1, telling_tower(3))
+    with pytest.raises(Unavailable, match='a GPU was required, but there is no.*set gpu = "auto"'):
+        open_best(tmp_path, "require")
+
+
 def test_a_ranker_without_any_whole_release_makes_lists_and_they_say_why(settings: Settings, wait_for: Wait) -> None:
     home = Path(settings.home)
     old, _ = old_and_new(home)
@@ -251,7 +259,7 @@ def test_the_pointer_changes_when_the_same_release_is_named_again(tmp_path: Path
 def successor_of(release: Release, live: Catalogue) -> Successor:
     from models.serving import _prepare
 
-    return _prepare(release.folder, live, PLAIN)
+    return _prepare(release.folder, live, PLAIN, "auto")
 
 
 @pytest.fixture

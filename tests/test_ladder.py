@@ -277,3 +277,7 @@ def test_a_list_has_the_same_bits_however_many_users_are_in_the_batch(tmp_path: 
     assert together.scorer == TOWERED
     alone = [ladder.score([ask], vectors).logits for ask in asks]
     np.testing.assert_array_equal(together.logits, np.concatenate(alone))  # type: ignore[arg-type]
+    fast = Ladder(tmp_path, NAMES, gpu="fast").score(asks, vectors)
+    assert fast.scorer == TOWERED
+    # Without a GPU it is the same ladder; with one half precision keeps three digits.
+    np.testing.assert_allclose(fast.logits, together.logits, atol=0 if why_no_cuda() else 1e-2)  # type: ignore[arg-type]

@@ -144,6 +144,6 @@ def test_the_device_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_required_gpu_is_there_or_the_scorer_does_not_start() -> None:
     if why_no_cuda():
         with pytest.raises(Unavailable, match="a GPU was required"):
-            OnnxScorer(linear()._graph(), WIDTH, require_gpu=True)
+            OnnxScorer(linear()._graph(), WIDTH, gpu="require")
     else:
-        assert OnnxScorer(linear()._graph(), WIDTH, require_gpu=True).provider == CUDA
+        assert OnnxScorer(linear()._graph(), WIDTH, gpu="require").provider == CUDA

@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 
 from models.examples import Lists
 from models.scorer import PAD, Network
-from models.sequence_export import PARITY, check_parity, draw_asks, export_sequence, load_net, save_sequence
+from models.sequence_export import (
+    HALF_PARITY,
+    PARITY,
+    check_parity,
+    draw_asks,
+    export_sequence,
+    load_net,
+    save_sequence,
+)
 from models.sequence_net import NetShape, SequenceNet
-from models.sequence_tower import TRAIL_PADDED, SequenceTower, pad_trails
+from models.sequence_tower import GRAPH, HALF, TRAIL_PADDED, SequenceTower, pad_trails
 from models.sequence_training import fit_sequence, score_lists
 from models.train_settings import TrainSettings
 from recsys.errors import ModelRejected, Unavailable
@@ -91,6 +99,48 @@ def test_the_order_of_the_trail_does_not_matter_but_its_ages_do(tower: SequenceT
     scored = tower.score([ask], vectors)
     np.testing.assert_allclose(tower.score([turned], vectors), scored, atol=1e-5)
     assert np.abs(tower.score([older], vectors) - scored).max() > 1e-3
+
+
+def test_buffers_that_stay_answer_as_a_plain_call_does_whatever_came_before(folder: Path, tower: SequenceTower) -> None:
+    resident, (_, vectors) = (
+        SequenceTower(folder / GRAPH, resident=True),
+        draw_asks(random_net(), np.random.default_rng(0), 1, 8, 5),
+    )
+    for at, (lists, candidates, trail) in enumerate([(4, 200, 50), (1, 9, 0), (3, 200, 20), (8, 64, 3), (4, 130, 50)]):
+        asks, _ = draw_asks(random_net(), np.random.default_rng(at), lists, candidates, trail)
+        np.testing.assert_array_equal(resident.score(asks, vectors), tower.score(asks, vectors))
+
+
+def test_buffers_that_stay_see_that_a_vector_changed_and_that_the_catalogue_grew(
+    folder: Path, tower: SequenceTower
+) -> None:
+    asks, vectors = draw_asks(random_net(), np.random.default_rng(0), 2, 40, 9)
+    resident = SequenceTower(folder / GRAPH, resident=True)
+    before = resident.score(asks, vectors)
+    vectors[asks[1].trail.rows[0]] *= -1  # in place, as a catalogue does when an item is described anew
+    after = resident.score(asks, vectors)
+    assert (after != before).any()
+    np.testing.assert_array_equal(after, tower.score(asks, vectors))
+    grown = np.concatenate([vectors, vectors])
+    late = [Ask(ask.rows + len(vectors), ask.features, ask.trail) for ask in asks]
+    np.testing.assert_array_equal(resident.score(late, grown), tower.score(late, grown))
+
+
+def test_who_hangs_in_buffers_that_stay_can_be_stopped(folder: Path) -> None:
+    asks, vectors = draw_asks(random_net(), np.random.default_rng(0), 1, 8, 5)
+    resident = SequenceTower(folder / GRAPH, resident=True)
+    resident.score(asks, vectors)
+    resident.stop()
+    with pytest.raises(Exception, match="(?i)terminate"):
+        resident.score(asks, vectors)
+
+
+def test_the_graph_for_gpus_ranks_as_the_exact_one_does(folder: Path, tower: SequenceTower) -> None:
+    half = SequenceTower(folder / HALF)
+    assert check_parity(load_net(folder), folder / HALF, HALF_PARITY) > PARITY, "it does compute in float16"
+    asks, vectors = draw_asks(random_net(), np.random.default_rng(0), 32, 200, 30)
+    best = [np.argsort(-one.score(asks, vectors).reshape(32, 200, 2)[..., 0])[:, :10] for one in (half, tower)]
+    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(*best, strict=True)]) > 9.8
 
 
 def test_no_candidates_are_no_logits(tower: SequenceTower) -> None:
