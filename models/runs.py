@@ -149,15 +149,15 @@ def start_run(
         run.close("done")
 
 
-def list_runs(home: Path) -> list[About]:
-    """All runs, oldest first; a folder that is none is passed over."""
-    found = []
-    for folder in sorted((home / "runs").glob("*/" + ABOUT)):
+def list_runs(home: Path) -> tuple[list[About], list[str]]:
+    """All runs, oldest first; and the names of folders that cannot be read: `show` says what is wrong with one."""
+    found, unreadable = [], []
+    for file in sorted((home / "runs").glob("*/" + ABOUT)):
         try:
-            found.append(msgspec.json.decode(folder.read_bytes(), type=About))
+            found.append(msgspec.json.decode(file.read_bytes(), type=About))
         except msgspec.DecodeError:
-            continue  # of another version, or somebody's own: `show` says what is wrong with it
-    return found
+            unreadable.append(file.parent.name)
+    return found, unreadable
 
 
 def read_run(home: Path, name: str) -> tuple[Path, About]:
@@ -173,6 +173,15 @@ def read_run(home: Path, name: str) -> tuple[Path, About]:
         return fitting[0], msgspec.json.decode((fitting[0] / ABOUT).read_bytes(), type=About)
     except msgspec.DecodeError as error:
         raise Misuse(f"{fitting[0] / ABOUT}: {error}; it was written by another version") from None
+
+
+def check_same(about: About, command: str, settings: msgspec.Struct, window: Window) -> None:
+    """Raise Misuse where a run is not one that may go on with these settings and data: what differs first, and how."""
+    now = msgspec.json.decode(msgspec.json.encode({"command": command, "settings": settings, "window": window}))
+    was = flatten({name: msgspec.to_builtins(getattr(about, name)) for name in now})
+    for name, value in flatten(now).items():
+        if was.get(name) != value:
+            raise Misuse(f"{about.id} had {name} = {was.get(name)}, not {value}: resume with the same, or begin anew")
 
 
 def read_metrics(folder: Path) -> dict[str, list[Line]]:

@@ -41,7 +41,8 @@ def read_settings(kind: type[T], command: str, file: Path | None, changes: Seque
     known = kind.__struct_fields__
     for name, value in (change.partition("=")[::2] for change in changes):
         lists = isinstance(getattr(kind(), name, None), tuple)
-        values[name] = [part for part in value.split(",") if part] if lists else value
+        written = f"0{value}" if value.startswith(".") else value  # .95, as people write it
+        values[name] = [part for part in value.split(",") if part] if lists else written
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0)[0]

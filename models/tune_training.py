@@ -7,6 +7,7 @@
 The search is Optuna's (TPE, Bergstra et al. 2011). Policies are tuned elsewhere: tuning.py. Called by the command line.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -83,12 +84,12 @@ def search(
     step: Step,
     log: Log,
 ) -> Found:
-    """The best settings within `minutes`, of which making lists is a part, or `trials`.
+    """The best settings within `minutes`, of which making lists and judging what is found are parts, or `trials`.
 
-    base: where it begins, and what is not turned. folder: of the journal; what is in it already counts. Raises Misuse where
+    The default is always tried to its end. base: where it begins, and what is not turned. folder: of the journal; what is in it already counts. Raises Misuse where
     history is too short for three weeks of lists.
     """
-    began_s = time.monotonic()
+    ends_s = time.monotonic() + minutes * 60
     learner = Learner(history, vectors, base, step)
     learner.live_until(int(history.ts_s[-1]) + 1)
     if learner.weeks < 3:
@@ -99,22 +100,28 @@ def search(
     space, start = space_around(base)
     if not _finished(study, start):
         study.enqueue_trial(start)
-    left_s = max(1.0, minutes * 60 - (time.monotonic() - began_s))
-    done = len(study.trials)
+    done, longest_s = len(study.trials), 0.0
 
     def one(trial: optuna.Trial) -> float:
+        nonlocal longest_s
         step("trials", trial.number - done, trials or 0)
         values = {name: _suggest(trial, name, of) for name, of in space.items()}
+        began_s = time.monotonic()
+        until_s = ends_s - 2 * longest_s if longest_s else math.inf  # two fits judge what is found
         try:
-            worth = _try(learner, turn(base, values), trial)
+            worth = _try(learner, turn(base, values), trial, until_s)
         except (Misuse, ModelRejected):  # a loss or weights that are no numbers: so bold a rate is just no good
             if values == start:
                 raise
             raise optuna.TrialPruned from None
+        finally:
+            longest_s = max(longest_s, time.monotonic() - began_s)
+            if time.monotonic() >= ends_s - 2 * longest_s:
+                study.stop()
         log("search/ndcg_at_10", trial.number + 1, worth)
         return worth
 
-    study.optimize(one, n_trials=trials, timeout=left_s)
+    study.optimize(one, n_trials=trials)
     return _conclude(learner, base, study)
 
 
@@ -180,8 +187,10 @@ def _suggest(trial: optuna.Trial, name: str, of: Range) -> Any:
     return trial.suggest_float(name, of.low, of.high, log=of.log)
 
 
-def _try(learner: Learner, settings: TrainSettings, trial: optuna.Trial) -> float:
-    """Fit on all weeks but two, judge on the first of the two; a bad trial ends early. Ctrl-C ends the search."""
+def _try(learner: Learner, settings: TrainSettings, trial: optuna.Trial, until_s: float) -> float:
+    """Fit on all weeks but two, judge on the first of the two; a bad trial ends early, as one for which there is no time.
+    Ctrl-C ends the search.
+    """
     told, share = set[int](), [0.0]
 
     def step(what: str, done: int, of: int) -> None:
@@ -195,9 +204,11 @@ def _try(learner: Learner, settings: TrainSettings, trial: optuna.Trial) -> floa
                 raise optuna.TrialPruned
 
     lists, held = learner.split(2)
-    network, descent = fit(lists, settings, step, learner.vectors, held, log=log)
+    network, descent = fit(lists, settings, step, learner.vectors, held, deadline_s=until_s, log=log)
     if descent.ended == "stopped":
         raise KeyboardInterrupt
+    if descent.ended == "minutes":
+        raise optuna.TrialPruned
     return mean_ndcg(network.score(held.features), held)
 
 

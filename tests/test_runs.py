@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from models.runs import METRICS, Window, flatten, list_runs, read_metrics, read_run, start_run
+from models.runs import METRICS, Window, check_same, flatten, list_runs, read_metrics, read_run, start_run
 from models.train_settings import TrainSettings
 from recsys.errors import Misuse
 from streams.cli.runs import runs
@@ -90,7 +90,7 @@ def test_weights_and_biases_must_be_there_if_it_is_asked_for(tmp_path: Path) -> 
         start_run(tmp_path, "train", TrainSettings(), WINDOW, NOW_MS, wandb=True),
     ):
         raise AssertionError("it began without")
-    assert list_runs(tmp_path) == []
+    assert list_runs(tmp_path) == ([], [])
 
 
 def test_runs_are_listed_shown_and_compared(tmp_path: Path, cli: Cli) -> None:
@@ -126,6 +126,18 @@ def test_a_run_of_another_version_is_passed_over_in_the_list_and_named_when_aske
     assert "no runs yet" in cli("list")
     with pytest.raises(Misuse, match="another version"):
         cli("show", "last")
+
+
+def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path: Path) -> None:
+    about = read_run(tmp_path, trained(tmp_path).name)[1]
+    check_same(about, "train", TrainSettings(), WINDOW)
+    for command, settings, window, said in (
+        ("tune-training", TrainSettings(), WINDOW, "command = train, not tune-training"),
+        ("train", TrainSettings(epochs=3), WINDOW, "settings.epochs = 8, not 3"),
+        ("train", TrainSettings(), msgspec.structs.replace(WINDOW, events=1), "window.events = .*, not 1"),
+    ):
+        with pytest.raises(Misuse, match=said):
+            check_same(about, command, settings, window)
 
 
 def test_names_of_nested_settings_are_dotted() -> None:

@@ -34,6 +34,10 @@ def test_widths_are_changed_by_a_list_or_by_nothing() -> None:
     assert read_settings(TrainSettings, "train", None, ("hidden=",)).hidden == ()
 
 
+def test_a_share_may_be_written_without_its_nought() -> None:
+    assert read_settings(TrainSettings, "train", None, ("dropout=.25",)).dropout == 0.25
+
+
 def test_a_file_is_read_and_changed(tmp_path: Path) -> None:
     file = tmp_path / "tune.toml"
     file.write_text(describe(TuneSettings(train="lora", minutes=3), "tune-text"))

@@ -59,6 +59,12 @@ def test_a_killed_search_goes_on_with_its_journal(history: History, tmp_path: Pa
     assert all(isinstance(msgspec.json.decode(line), dict) for line in lines), "a journal of JSON, nothing pickled"
 
 
+def test_time_for_one_trial_is_for_the_default(history: History, tmp_path: Path) -> None:
+    step = lambda what, done, of: None  # noqa: E731
+    found = search(history, unit_rows(60), BASE, tmp_path, 1e-3, None, step, lambda name, at, value: None)
+    assert (found.trials, found.settings) == (1, BASE)
+
+
 def test_the_same_seed_tries_the_same(history: History, tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.errors import Misuse
-from streams.cli.options import connection_options, json_option, print_json
+from streams.cli.options import connection_options, json_option, print_json, stderr
 from streams.cli.printable import printable
 from streams.settings import Settings
 
@@ -33,7 +33,9 @@ def list_(settings: Settings, as_json: bool) -> None:
     """
     from models.runs import list_runs
 
-    found = list_runs(Path(settings.home))
+    found, unreadable = list_runs(Path(settings.home))
+    if unreadable:
+        stderr.print(f"left out, written by another version: {', '.join(unreadable)}", markup=False)
     if as_json:
         print_json(found)
         return

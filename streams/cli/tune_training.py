@@ -60,7 +60,7 @@ def tune_training(
     from models.history import only_items, read_history, sold_items
     from models.item_vectors import build_text
     from models.origins import parse_origins
-    from models.runs import read_run, start_run, window_of
+    from models.runs import check_same, read_run, start_run, window_of
     from models.settings_file import describe, read_settings
     from models.train_settings import TrainSettings
     from models.tune_training import search
@@ -69,15 +69,17 @@ def tune_training(
 
     base = read_settings(TrainSettings, "train", file, changes)
     home, least = Path(settings.home), min_buyers or least_buyers(source)
-    earlier = read_run(home, resume)[0] if resume else None
+    earlier, about = read_run(home, resume) if resume else (None, None)
     with stderr.status(f"reading {source}"):
         history = read_history(source)
         history = history.before(parse_origins(until)[-1]) if until else history
         history = only_items(history, sold_items(history, least))
     if not len(history):
         raise Misuse(f"no item of {source} has {least} buyers; lower --min-buyers")
-    now_ms = time.time_ns() // 1_000_000
-    with steps() as step, start_run(home, "tune-training", base, window_of(source, history), now_ms, wandb) as run:
+    window, now_ms = window_of(source, history), time.time_ns() // 1_000_000
+    if about:
+        check_same(about, "tune-training", base, window)
+    with steps() as step, start_run(home, "tune-training", base, window, now_ms, wandb) as run:
         texts = [item_text(item) for item in history.items]
         side = build_text(
             home, texts, source=tower, dim=base.dim, whiten=base.whiten,
