@@ -85,7 +85,7 @@ class Run:
         self._began_s = time.monotonic()
         self._metrics = (folder / METRICS).open("ab")
         self._board = SummaryWriter(str(folder))
-        self._wandb = _open_wandb(about) if wandb else None
+        self._wandb = _open_wandb(about, folder) if wandb else None
         self._write()
 
     def log(self, name: str, step: int, value: float) -> None:
@@ -250,8 +250,9 @@ def _installed(name: str, distribution: bool = False) -> bool:
     return True
 
 
-def _open_wandb(about: About) -> Any:
+def _open_wandb(about: About, folder: Path) -> Any:
     import wandb
 
-    # The folder is ours already: theirs goes beside, so that nothing is written where the command was typed.
-    return wandb.init(project="slatecast", id=about.id, config=about.settings, dir=os.environ.get("WANDB_DIR"))
+    # Its files lie in the run's folder, not where the command was typed.
+    own = os.environ.get("WANDB_DIR", str(folder))
+    return wandb.init(project="slatecast", id=about.id, config=about.settings, dir=own)
