@@ -22,8 +22,8 @@ from recsys.features import NAMES, compute_features
 from recsys.filters import filter_candidates
 from recsys.fusion import cut
 from recsys.policy import Policy
-from recsys.profiles import PURCHASE
-from recsys.scoring import Ask, trail_of
+from recsys.profiles import CART, CLICK, PURCHASE, VIEW
+from recsys.scoring import HEADS, Ask, trail_of
 from recsys.signals import DAY_S
 
 WEEK_S = 7 * DAY_S
@@ -33,22 +33,31 @@ OPEN = Policy(cooldown_h=0, fatigue_shown=0)
 
 
 class Lists(msgspec.Struct, frozen=True):
-    """Training lists, stacked. rows: (N,) int64, the candidates; features: (N, F) float32; bought: (N,) bool;
-    seen: (N,) bool, bought before the cut; ends: (L,) int64, where each list ends; trails: see `pad_trails`, a row a list.
+    """Training lists, stacked. rows: (N,) int64, the candidates; features: (N, F) float32; bought, clicked: (N,) bool, in
+    the next session; seen: (N,) bool, bought before the cut; ends: (L,) int64, where each list ends; trails: see
+    `pad_trails`, a row a list.
     """
 
     rows: NDArray[np.int64]
     features: NDArray[np.float32]
     bought: NDArray[np.bool_]
+    clicked: NDArray[np.bool_]
     seen: NDArray[np.bool_]
     ends: NDArray[np.int64]
     trails: dict[str, NDArray[Any]]
 
+    @property
+    def heads(self) -> int:
+        """How many can be learned: that of clicks only where there are some."""
+        return len(HEADS) if self.clicked.any() else len(HEADS) - 1
 
-def next_sessions(history: History, at_s: int, until_s: int) -> dict[int, NDArray[np.int64]]:
-    """Per user, the distinct items of the first session seen at or after `at_s` within the label window."""
+
+def next_sessions(
+    history: History, at_s: int, until_s: int, actions: Sequence[int] = (PURCHASE,)
+) -> dict[int, NDArray[np.int64]]:
+    """Per user, the distinct items of the first session with such actions at or after `at_s` within the label window."""
     begin, end = np.searchsorted(history.ts_s, [at_s, min(until_s, at_s + LABEL_WINDOW_S)])
-    rows = np.flatnonzero(history.action[begin:end] == PURCHASE) + begin
+    rows = np.flatnonzero(np.isin(history.action[begin:end], actions)) + begin
     found: dict[int, NDArray[np.int64]] = {}
     if not len(rows):
         return found
@@ -81,18 +90,22 @@ def make_lists(
 ) -> Lists:
     """Lists of one moment, to which the world is advanced; labels before `until_s`.
 
-    At most `per_cut` users, drawn by rng. About 1.5 ms a list.
+    At most `per_cut` users who buy next, and as many who only look, drawn by rng: else the many who look would leave no
+    room for those who buy. About 1.5 ms a list.
     """
     world.advance(cut_s)
-    labels = next_sessions(world.history, cut_s, until_s)
-    users = np.array(sorted(labels), np.int64)  # who comes for the first time too: a list is made for them as well
-    asks, bought = [], []
-    for user in rng.permutation(users)[:per_cut].tolist():
+    bought_next = next_sessions(world.history, cut_s, until_s)
+    clicked_next = next_sessions(world.history, cut_s, until_s, TOUCHES)
+    # Who comes for the first time too: a list is made for them as well.
+    buyers, lookers = sorted(bought_next), sorted(clicked_next.keys() - bought_next.keys())
+    asks, bought, clicked = [], [], []
+    for user in map(int, [*rng.permutation(buyers)[:per_cut], *rng.permutation(lookers)[:per_cut]]):
         ask = ask_of(world, user, sources, policy)
-        hit = np.isin(ask.rows, labels[user])
-        if hit.any():  # a list without a purchase says nothing about their order
+        hits = [np.isin(ask.rows, of.get(user, NOTHING)) for of in (bought_next, clicked_next)]
+        if hits[0].any() or hits[1].any():  # a list of which nothing was wanted says nothing about its order
             asks.append(ask)
-            bought.append(hit)
+            bought.append(hits[0])
+            clicked.append(hits[1])
     if not asks:
         return EMPTY
     features = np.concatenate([ask.features for ask in asks])
@@ -100,6 +113,7 @@ def make_lists(
         np.concatenate([ask.rows for ask in asks]),
         features,
         np.concatenate(bought),
+        np.concatenate(clicked),
         features[:, OWN_SEEN] > 0,
         np.cumsum([len(ask.rows) for ask in asks]),
         pad_trails([ask.trail for ask in asks]),
@@ -113,6 +127,7 @@ def join(parts: Sequence[Lists]) -> Lists:
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.bought for part in parts]),
+        np.concatenate([part.clicked for part in parts]),
         np.concatenate([part.seen for part in parts]),
         np.concatenate([part.ends + start for part, start in zip(parts, before, strict=True)]),
         {name: np.concatenate([part.trails[name] for part in parts]) for name in EMPTY.trails},
@@ -131,9 +146,12 @@ def measure(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
 SILENT = 1e6  # features are logarithms and shares: divided by it nothing is left of them
 OWN_SEEN = NAMES.index("own_seen")
+TOUCHES = (CLICK, VIEW, CART)  # a view is what a click leads to
+NOTHING = np.empty(0, np.int64)
 EMPTY = Lists(
     np.empty(0, np.int64),
     np.empty((0, len(NAMES)), np.float32),
+    np.empty(0, np.bool_),
     np.empty(0, np.bool_),
     np.empty(0, np.bool_),
     np.empty(0, np.int64),

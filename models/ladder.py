@@ -260,7 +260,7 @@ class Graphs:
         self.score([ask], np.zeros((2, self._tower.dim if self._tower else 0), np.float32))
 
     def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Logits:
-        """Logits of a few lists, (N, 2) float32, stacked in their order, in one call. May raise anything."""
+        """Logits of a few lists, (N, H) float32, stacked in their order, in one call. May raise anything."""
         logits = self._network.score(_stack(asks))
         if self._tower is not None:
             logits = (logits + self._tower.score(asks, vectors)) / np.float32(2)

@@ -22,9 +22,15 @@ def listwise(logits: torch.Tensor, bought: torch.Tensor, of_list: torch.Tensor) 
     return -(sums / hits.clamp(min=1)).sum()
 
 
-def both_heads(logits: torch.Tensor, bought: torch.Tensor, unseen: torch.Tensor, of_list: torch.Tensor) -> torch.Tensor:
-    """`listwise` of head `all` over all rows, and of head `new` over those never bought. logits: (N, 2)."""
-    return listwise(logits[:, 0], bought, of_list) + listwise(logits[unseen, 1], bought[unseen], of_list[unseen])
+def all_heads(
+    logits: torch.Tensor, bought: torch.Tensor, clicked: torch.Tensor, unseen: torch.Tensor, of_list: torch.Tensor
+) -> torch.Tensor:
+    """`listwise` of head `all` over all rows, of `new` over those never bought, of `click`, if there, over all.
+
+    logits: (N, 2 or 3), columns as HEADS.
+    """
+    loss = listwise(logits[:, 0], bought, of_list) + listwise(logits[unseen, 1], bought[unseen], of_list[unseen])
+    return loss + listwise(logits[:, 2], clicked, of_list) if logits.shape[1] > 2 else loss
 
 
 def disperse(

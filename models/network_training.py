@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from models.examples import Lists, measure
 from models.fitting import Descent, Log, Plan, descend
 from models.list_worth import mean_ndcg
-from models.losses import both_heads, disperse
-from models.scorer import CLIP, HEADS, Network, mean_of
+from models.losses import all_heads, disperse
+from models.scorer import CLIP, Network, mean_of
 from models.sequence_net import features_network
 from models.train_settings import Step, TrainSettings
 
@@ -29,7 +29,8 @@ def fit(
     deadline_s: float = math.inf,
     log: Log = lambda name, at, value: None,
 ) -> tuple[Network, Descent]:
-    """List-wise softmax for both heads: -mean over the bought of log softmax over the list (unseen rows for `new`).
+    """List-wise softmax for each head: -mean over the bought of log softmax over the list (unseen rows for `new`; over the
+    clicked for `click`, where there are some).
 
     vectors: of the catalogue, (M, D), for beta. held: lists on which it is looked at meanwhile. Several members are one
     network, their mean; the descent is the last one's.
@@ -55,13 +56,13 @@ def _fit_one(
     torch.set_num_threads(1)  # a step is tiny: two threads wait for each other, 71–217 s for what one does in 28
     mean, std = measure(lists.features)
     scaled = torch.from_numpy(np.clip((lists.features - mean) / std, -CLIP, CLIP).astype(np.float32))
-    bought, unseen = torch.from_numpy(lists.bought), torch.from_numpy(~lists.seen)
+    bought, clicked, unseen = (torch.from_numpy(of) for of in (lists.bought, lists.clicked, ~lists.seen))
     at_row = torch.from_numpy(lists.rows)
     table = torch.from_numpy(vectors) if vectors is not None and settings.beta else None
     starts = np.concatenate([[0], lists.ends[:-1]])
-    linear, deep = torch.nn.Linear(len(mean), len(HEADS)), torch.nn.Sequential()
+    linear, deep = torch.nn.Linear(len(mean), lists.heads), torch.nn.Sequential()
     if settings.hidden:
-        deep = features_network(len(mean), settings.hidden, len(HEADS), settings.dropout)
+        deep = features_network(len(mean), settings.hidden, lists.heads, settings.dropout)
     for last in (linear, *deep[-1:]):  # a list begins with all its candidates equal
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.zeros_(last.bias)
@@ -80,7 +81,7 @@ def _fit_one(
         logits = linear(inputs)
         if len(deep):
             logits = logits + deep(inputs)
-        loss = settings.alpha * both_heads(logits, bought[rows], unseen[rows], of_list)
+        loss = settings.alpha * all_heads(logits, bought[rows], clicked[rows], unseen[rows], of_list)
         if table is not None:
             loss = loss + settings.beta * disperse(logits[:, 0], at_row[rows], bought[rows], of_list, table)
         return loss / len(batch), inputs

@@ -1,4 +1,4 @@
-"""Features of candidates to logits, by ONNX: a linear part and a small network beside it, two heads.
+"""Features of candidates to logits, by ONNX: a linear part and a small network beside it, two heads or three.
 
 The graph is built here node by node: a dozen nodes need no exporter. `Network` is written by training, `OnnxScorer`
 serves.
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from models.devices import Gpu, open_session
 from models.registry import OPSET
 from recsys.errors import ModelRejected
+from recsys.scoring import HEADS
 
-HEADS = ("all", "new")  # next purchase, repeats allowed; next purchase of something never bought
 CLIP = 5.0  # standard deviations; a feature beyond them says nothing more, but a broken one must not win
 # Rows are padded to a multiple of it. For the linear graph bits were equal without (1 to 5,000 rows, 7 to 81 features);
 # a tower behind this door needs it: its kernels treat the last few rows of an odd number differently (measured).
@@ -28,8 +28,8 @@ class Network:
     """A scorer's weights as arrays, float32 and finite: linear, plus a small network if it has hidden layers.
 
     logits = x @ weight + bias (+ silu(… silu(x @ W1 + b1) …) @ Wn + bn), x = clip((features - mean) / std, ±5)
-    weight: (F, 2); bias: (2,); mean, std: (F,), std > 0 (very large where constant in training); deep: (in, out) and
-    (out,) of each layer, the last to 2.
+    weight: (F, H), H of HEADS; bias: (H,); mean, std: (F,), std > 0 (very large where constant in training); deep: (in,
+    out) and (out,) of each layer, the last to H.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Network:
         self.weight, self.bias, self.mean, self.std, self.deep = weight, bias, mean, std, list(deep)
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, F) to (N, 2) in NumPy: the reference for the graph."""
+        """(N, F) to (N, H) in NumPy: the reference for the graph."""
         scaled = np.clip((features - self.mean) / self.std, -CLIP, CLIP)
         logits = scaled @ self.weight + self.bias
         hidden = scaled
@@ -114,7 +114,7 @@ class Network:
             nodes,
             "scorer",
             [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", len(self.mean)])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(HEADS)])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(self.bias)])],
             [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],
         )
         # IR 10 is the oldest that may carry opset 18 with everything used here: older runtimes can load it too.
@@ -158,7 +158,7 @@ class OnnxScorer:
     """A scorer graph at work: one call for a whole micro-batch of users.
 
     provider: what ONNX Runtime really computes on. Raises ModelRejected if the graph is none, or not for `width`
-    features and two heads; Unavailable if a GPU is required in vain.
+    features and two or three heads; Unavailable if a GPU is required in vain.
     """
 
     def __init__(
@@ -168,13 +168,15 @@ class OnnxScorer:
         self._options = ort.RunOptions()
         inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
         outputs = {node.name: node.shape[1:] for node in self._session.get_outputs()}
-        if inputs != {"features": [width]} or outputs != {"logits": [len(HEADS)]}:
+        if inputs != {"features": [width]} or outputs not in ({"logits": [2]}, {"logits": [len(HEADS)]}):
             name = graph if isinstance(graph, Path) else "the graph"
-            raise ModelRejected(f"{name} maps {inputs} to {outputs}, wanted {width} features to two heads; train again")
+            raise ModelRejected(
+                f"{name} maps {inputs} to {outputs}, wanted {width} features to two or three heads; train again"
+            )
         self._width = width
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, F) to (N, 2) float32. A row's logits do not depend on the other rows, to the bit on CPU.
+        """(N, F) to (N, H) float32. A row's logits do not depend on the other rows, to the bit on CPU.
 
         Raises ModelRejected if a logit is not finite, ValueError if a feature is not: that is the caller's bug, and
         ONNX Runtime would clip an infinite one into a score. 40 µs for 200 rows, .4 ms for 6,400.

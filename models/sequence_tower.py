@@ -57,14 +57,15 @@ class SequenceTower:
         if names != {"features", "candidates", "trail", "actions", "marks", "vectors"}:
             raise ModelRejected(f"{model if isinstance(model, Path) else 'the graph'} is no sequence tower: {names}")
         self.dim: int = shapes["vectors"][1]
+        self.heads: int = self._session.get_outputs()[0].shape[2]
 
     def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, (N, 2) float32, lists stacked in their order. vectors: (M, D) of the catalogue.
+        """Logits, (N, H) float32, lists stacked in their order. vectors: (M, D) of the catalogue.
 
         Raises ModelRejected if a logit is not finite.
         """
         if not sum(len(ask.rows) for ask in asks):
-            return np.zeros((0, 2), np.float32)
+            return np.zeros((0, self.heads), np.float32)
         most = -(-max(len(ask.rows) for ask in asks) // PAD) * PAD
         features = np.zeros((len(asks), most, asks[0].features.shape[1]), np.float32)
         candidates = np.full((len(asks), most), -1, np.int64)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from models.examples import Lists, measure
 from models.fitting import Descent, Log, Plan, descend
-from models.losses import both_heads
+from models.losses import all_heads
 from models.sequence_net import NetShape, SequenceNet
 from models.train_settings import Step, TrainSettings
 
-# Of a list all purchases are kept, the candidates that the features rank first by either head, and a draw of the others
+# Of a list all purchases and clicks are kept, the candidates that the features rank first by either head, and a draw of the others
 # that stands for all of them: without log(others / drawn) on their logits new items lose half of their accuracy.
 FIRST, DRAWN = 40, 24
 
@@ -30,7 +30,7 @@ def fit_sequence(
     log: Log = lambda name, at, value: None,
     deadline_s: float = math.inf,
 ) -> tuple[SequenceNet, Descent]:
-    """A tower for these lists. base: (N, 2), the features' logits, by which the first candidates are chosen.
+    """A tower for these lists. base: (N, H), the features' logits, by which the first candidates are chosen.
 
     2–4 minutes for 8,000 lists on one core.
     """
@@ -43,6 +43,7 @@ def fit_sequence(
         width=settings.tower_width,
         layers=settings.tower_layers,
         hidden=settings.hidden,
+        outputs=lists.heads,
     )
     net = SequenceNet(shape, torch.from_numpy(mean), torch.from_numpy(std), settings.tower_dropout)
     table, spread = torch.from_numpy(vectors), torch.from_numpy(std)
@@ -63,8 +64,8 @@ def fit_sequence(
         )
         logits = (scored + torch.from_numpy(weight[..., None]))[there]
         of_list = torch.arange(len(batch))[:, None].expand(there.shape)[there]
-        bought, unseen = torch.from_numpy(lists.bought[at])[there], torch.from_numpy(~lists.seen[at])[there]
-        return both_heads(logits, bought, unseen, of_list) / len(batch), inputs
+        bought, clicked, unseen = (torch.from_numpy(of[at])[there] for of in (lists.bought, lists.clicked, ~lists.seen))
+        return all_heads(logits, bought, clicked, unseen, of_list) / len(batch), inputs
 
     plan = Plan(
         "fitting the sequence tower",
@@ -104,7 +105,7 @@ def _draw(
     for list_at in batch.tolist():
         start, end = int(starts[list_at]), int(lists.ends[list_at])
         own = base[start:end]
-        keep = lists.bought[start:end].copy()
+        keep = lists.bought[start:end] | lists.clicked[start:end]
         for head in range(own.shape[1]):
             keep[np.argsort(-own[:, head], kind="stable")[:FIRST]] = True
         others = np.flatnonzero(~keep)
@@ -120,7 +121,7 @@ def _draw(
 
 
 def score_lists(net: SequenceNet, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The tower's logits of each row of some lists, (N, 2); in torch, for judging before an export."""
+    """The tower's logits of each row of some lists, (N, H); in torch, for judging before an export."""
     logits = np.zeros((len(lists.rows), net.shape.outputs), np.float32)
     table, start = torch.from_numpy(vectors), 0
     with torch.no_grad():

@@ -120,6 +120,7 @@ def _figures(worth: dict[str, Worth]) -> dict[str, float]:
         name if scorer == OURS else f"{name}_{scorer.replace(' ', '_')}": value
         for scorer, of in worth.items()
         for name, value in msgspec.structs.asdict(of).items()
+        if value is not None
     }
 
 
@@ -135,7 +136,7 @@ class Fitted(msgspec.Struct, frozen=True):
     descent: Descent = Descent("", 1.0, [])
 
     def score(self, lists: Lists, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of lists, (N, 2), by NumPy and torch: for judging before an export."""
+        """Logits of lists, (N, H), by NumPy and torch: for judging before an export."""
         logits = self.network.score(lists.features)
         if self.net is None:
             return logits
@@ -189,7 +190,7 @@ class Learner:
                 self._fit_item_models(cut_s)
             self._step("lists of past weeks", done, len(cuts_s))
             lists = make_lists(self.world, cut_s, until_s, self.sources, self.policy, settings.per_cut, self._rng)
-            if len(lists.ends):
+            if lists.bought.any():
                 self._weeks.append(lists)
         self._step("lists of past weeks", len(cuts_s), len(cuts_s))
         self._fit_item_models(until_s)

@@ -20,7 +20,7 @@ from recsys.filters import filter_candidates
 from recsys.fusion import cut, reciprocal_rank, shortlist
 from recsys.intent import follow_visit
 from recsys.policy import Policy
-from recsys.scoring import Ask, Score, trail_of
+from recsys.scoring import HEADS, Ask, Score, trail_of
 from recsys.slates import Relaxed, SlateItem
 from recsys.variety import admit, arrange
 
@@ -59,13 +59,15 @@ def recommend(
     scored = score(asks, shop.catalogue.vectors)
     tick("score")
     ends = np.cumsum([len(ask.rows) for ask in asks])
-    column = 1 if policy.repeats == "new" else 0
+    column = HEADS.index(policy.repeats)
     drafts = []
     for context, found, k, end in zip(contexts, few, kept, ends, strict=True):
         if scored.logits is None:
             relevance = 100.0 * reciprocal_rank(found.ranks)  # to the scale of logits, for the penalty's sake
         else:
-            relevance = scored.logits[end - len(found.rows) : end, column].astype(np.float64)
+            logits = scored.logits[end - len(found.rows) : end].astype(np.float64)
+            # A release may have no head for clicks.
+            relevance = logits[:, column] + policy.clicks * logits[:, HEADS.index("click") :].sum(axis=1)
         visit = follow_visit(context, found.rows)
         if visit is not None:
             relevance = relevance + policy.intent * visit.pull

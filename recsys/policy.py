@@ -68,6 +68,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     repeats: Annotated[
         Literal["all", "new"], knob("choice", "may a list offer what the user already bought? new = no")
     ] = "all"
+    clicks: Annotated[
+        float,
+        knob(
+            "weight",
+            "of what the user will click beside what the user will buy; nothing where none was seen",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
     per_source: Annotated[int, knob("items", "candidates asked of each source", ge=1, le=500)] = 60
     candidates: Annotated[int, knob("items", "candidates that are scored for a list", ge=1, le=2000)] = 200
     shortlist: Annotated[int, knob("items", "of them, those that the diversifier sees", ge=1, le=500)] = 60

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from recsys.context import Context
 from recsys.signals import DAY_S
 
+# Columns of logits, each what it ranks by: the next purchase, repeats allowed; the next purchase of something never bought;
+# the next click, view or cart. The last only where the shop's history has such events.
+HEADS = ("all", "new", "click")
 TRAIL = 50  # items: beyond them a purchase says little that item models and own frequencies do not
 
 
@@ -37,7 +40,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Scored(msgspec.Struct, frozen=True):
-    """A scorer's answer. logits: (N, 2) float32, columns all and new, or None when no model could be asked."""
+    """A scorer's answer. logits: (N, 2 or 3) float32, columns as HEADS, or None when no model could be asked."""
 
     logits: NDArray[np.float32] | None
     scorer: str

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from models.item_files import save_item_models
 from models.registry import OPSET, Manifest, Release, publish, releases_folder
-from models.scorer import HEADS, Network
+from models.scorer import Network
 from models.sequence_tower import TRAIL_PADDED
 from models.text_tower import TowerSettings
 from recsys.catalogue import text_hash
@@ -26,7 +26,7 @@ WORDS = ["[UNK]", "[PAD]", "Thing", *map(str, range(400))]
 
 def network(weight: float = 0.1) -> Network:
     ones = np.ones(len(NAMES), np.float32)
-    return Network(np.full((len(NAMES), len(HEADS)), weight, np.float32), np.zeros(2, np.float32), 0 * ones, ones)
+    return Network(np.full((len(NAMES), 2), weight, np.float32), np.zeros(2, np.float32), 0 * ones, ones)
 
 
 def moody_tower() -> bytes:
@@ -165,7 +165,7 @@ def _tower(nodes: Sequence[object], constants: dict[str, NDArray[np.generic] | n
         _of("marks", ["b", TRAIL_PADDED, 2]),
         _of("vectors", ["m", DIM]),
     ]
-    return _model(nodes, inputs, _of("logits", ["b", "n", len(HEADS)]), constants)
+    return _model(nodes, inputs, _of("logits", ["b", "n", 2]), constants)
 
 
 def _of(name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> object:

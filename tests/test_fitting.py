@@ -52,7 +52,8 @@ def drawn(seed: int, count: int = 80, long: int = 20) -> Lists:
     best = [worth, np.where(seen.reshape(count, long), -np.inf, worth)]
     bought = np.any([at == at.max(axis=1, keepdims=True) for at in best], axis=0).ravel()
     rows = np.tile(np.arange(long), count)
-    return Lists(rows, features, bought, seen, np.arange(long, count * long + 1, long), pad_trails([NOTHING] * count))
+    ends, clicked = np.arange(long, count * long + 1, long), np.zeros(len(rows), np.bool_)
+    return Lists(rows, features, bought, clicked, seen, ends, pad_trails([NOTHING] * count))
 
 
 LISTS, HELD = drawn(0), drawn(1)
@@ -165,8 +166,8 @@ def test_time_ends_a_fit_after_its_whole_schedule() -> None:
         patch.setattr(
             "models.fitting.make_optimiser", lambda *a: optimisers.append(make_optimiser(*a)) or optimisers[-1]
         )
-        chosen = msgspec.structs.replace(QUICK, epochs=3000)
-        _, found = fit(drawn(0, 20), chosen, watch, deadline_s=time.monotonic() + 0.5)
+        chosen = msgspec.structs.replace(QUICK, epochs=1000)
+        _, found = fit(drawn(0, 20), chosen, watch, deadline_s=time.monotonic() + 2)
     assert found.ended == "minutes"
     assert 0 < found.best < 1
     assert max(rates) > 0.9 * QUICK.learning_rate > 10 * rates[-1]

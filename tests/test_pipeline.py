@@ -79,6 +79,22 @@ def busy() -> tuple[Shop, dict[str, Profile]]:
     return live(catalogue, crowd(1, 60, users=20), batch=50)
 
 
+def test_what_will_be_clicked_counts_as_much_as_the_policy_says(busy: tuple[Shop, dict[str, Profile]]) -> None:
+    def clicks(asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
+        rows = np.concatenate([ask.rows for ask in asks]).astype(np.float32)
+        return Scored(np.column_stack([rows, rows, -3 * rows]), "network")
+
+    shop, profiles = busy
+    request = ask(next(iter(profiles.values())))
+    bought, clicked, neither = (
+        ids(one(shop, request, msgspec.structs.replace(RELEVANCE, voices=0, clicks=weight), clicks))
+        for weight in (0.0, 1.0, 1 / 3)
+    )
+    assert [shop.catalogue.row(item) for item in bought] == sorted(map(shop.catalogue.row, bought), reverse=True)
+    assert [shop.catalogue.row(item) for item in clicked] == sorted(map(shop.catalogue.row, clicked))
+    assert len({*bought, *clicked, *neither}) > 10
+
+
 # --- a batch ----------------------------------------------------------------------------------------------------------
 
 

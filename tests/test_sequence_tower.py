@@ -27,7 +27,7 @@ from recsys.errors import ModelRejected, Unavailable
 from recsys.features import NAMES
 from recsys.scoring import TRAIL, Ask, Trail
 
-SHAPE = NetShape(features=len(NAMES), dim=24, width=32)
+SHAPE = NetShape(features=len(NAMES), dim=24, width=32, outputs=3)
 
 
 def random_net(shape: NetShape = SHAPE) -> SequenceNet:
@@ -139,14 +139,14 @@ def test_the_graph_for_gpus_ranks_as_the_exact_one_does(folder: Path, tower: Seq
     half = SequenceTower(folder / HALF)
     assert check_parity(load_net(folder), folder / HALF, HALF_PARITY) > PARITY, "it does compute in float16"
     asks, vectors = draw_asks(random_net(), np.random.default_rng(0), 32, 200, 30)
-    best = [np.argsort(-one.score(asks, vectors).reshape(32, 200, 2)[..., 0])[:, :10] for one in (half, tower)]
+    best = [np.argsort(-one.score(asks, vectors).reshape(32, 200, 3)[..., 0])[:, :10] for one in (half, tower)]
     assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(*best, strict=True)]) > 9.8
 
 
 def test_no_candidates_are_no_logits(tower: SequenceTower) -> None:
     (ask,), vectors = draw_asks(random_net(), np.random.default_rng(0), 1, 8, 5)
-    assert tower.score([], vectors).shape == (0, 2)
-    assert tower.score([some_of(ask, np.empty(0, np.int64))], vectors).shape == (0, 2)
+    assert tower.score([], vectors).shape == (0, 3)
+    assert tower.score([some_of(ask, np.empty(0, np.int64))], vectors).shape == (0, 3)
 
 
 def test_logits_that_are_not_finite_never_leave_the_tower(tower: SequenceTower) -> None:
@@ -190,7 +190,8 @@ def follow_ups(lists: int, vectors: NDArray[np.float32], seed: int) -> Lists:
     bought = rows == ((last + 1) % count)[:, None]
     trails = [Trail(np.array([row]), np.array([3]), np.zeros((1, 2), np.float32)) for row in last.tolist()]
     features, ends = np.zeros((rows.size, len(NAMES)), np.float32), np.arange(count, rows.size + 1, count)
-    return Lists(rows.ravel(), features, bought.ravel(), np.zeros(rows.size, bool), ends, pad_trails(trails))
+    none = np.zeros(rows.size, bool)
+    return Lists(rows.ravel(), features, bought.ravel(), none, none, ends, pad_trails(trails))
 
 
 def first_hits(logits: NDArray[np.float32], lists: Lists) -> float:
@@ -223,6 +224,7 @@ def test_a_draw_of_the_negatives_stands_for_all_of_them() -> None:
         np.arange(count),
         np.zeros((count, len(NAMES)), np.float32),
         np.arange(count) == 299,
+        np.zeros(count, bool),
         np.zeros(count, bool),
         np.array([count]),
         pad_trails([Trail(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 2), np.float32))]),

@@ -105,6 +105,27 @@ def test_a_view_is_no_label() -> None:
     assert next_sessions(past([(0, 1, 1)], items=2, action=VIEW), T, T + 9 * DAY_S) == {}
 
 
+def test_a_look_is_a_label_of_the_head_for_clicks_and_its_user_takes_no_buyers_place() -> None:
+    looks = [(user, user, day) for user in range(6) for day in (-9, -2, 3)]
+    buys = [(user, 8, day) for user in (6, 7) for day in (-9, -2, 3)]
+    both = past(looks, items=9, action=VIEW), past(buys, items=9)
+    history = msgspec.structs.replace(
+        both[0],
+        **{
+            name: np.concatenate([getattr(one, name) for one in both])
+            for name in ("user", "item", "ts_s", "action", "session")
+        },
+        user_ids=[f"u{n}" for n in range(8)],
+    )
+    history = history.take(np.argsort(history.ts_s, kind="stable"))
+    lists = make(history, T, T + 20 * DAY_S, per_cut=2)
+    starts = [0, *lists.ends[:-1].tolist()]
+    spans = list(zip(starts, lists.ends.tolist(), strict=True))
+    assert [bool(lists.bought[start:end].any()) for start, end in spans] == [True, True, False, False]
+    assert [bool(lists.clicked[start:end].any()) for start, end in spans] == [False, False, True, True]
+    assert lists.heads == 3
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +231,8 @@ def listed(
     features: NDArray[np.float32], bought: NDArray[np.bool_], seen: NDArray[np.bool_], ends: NDArray[np.int64]
 ) -> Lists:
     """Lists of users who have no past."""
-    return Lists(np.arange(len(features)), features, bought, seen, ends, pad_trails([NOTHING] * len(ends)))
+    rows, clicked = np.arange(len(features)), np.zeros(len(features), np.bool_)
+    return Lists(rows, features, bought, clicked, seen, ends, pad_trails([NOTHING] * len(ends)))
 
 
 def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Learner) -> None:
@@ -239,6 +261,22 @@ def test_the_head_for_new_items_learns_from_what_was_never_bought() -> None:
     assert weight[1, 1] > 0.3
     assert abs(weight[0, 1]) < weight[1, 1] / 3
     assert np.abs(weight[2]).max() < 0.1
+
+
+def test_the_head_for_clicks_learns_from_what_is_clicked_and_is_not_there_without() -> None:
+    rng = np.random.default_rng(0)
+    features = np.zeros((4000, len(NAMES)), np.float32)
+    features[:, :3] = rng.normal(size=(4000, 3))
+    worth = features.reshape(200, 20, -1)
+    bought, clicked = ((worth[..., at] == worth[..., at].max(axis=1, keepdims=True)).reshape(-1) for at in (0, 1))
+    bought[:2000] = False  # half of them only look
+    lists = listed(features, bought, np.zeros(4000, bool), np.arange(20, 4001, 20))
+    linear = msgspec.structs.replace(SMALL, hidden=(), learning_rate=5e-2, weight_decay=1e-2)
+    assert fit(lists, linear, silent)[0].weight.shape == (len(NAMES), 2)
+    network, _ = fit(msgspec.structs.replace(lists, clicked=clicked), linear, silent)
+    assert network.weight.shape == (len(NAMES), 3)
+    assert network.weight[0, 0] > 3 * abs(network.weight[1, 0]), "who buys goes by the first"
+    assert network.weight[1, 2] > 3 * abs(network.weight[0, 2]), "who clicks goes by the second"
 
 
 def test_a_constant_feature_and_an_outlier_leave_weights_finite() -> None:

@@ -156,10 +156,11 @@ def _save_scorers(draft: Path, dim: int) -> float:
     import torch
 
     from models import sequence_export
-    from models.scorer import HEADS, Network
+    from models.scorer import Network
     from models.sequence_net import NetShape, SequenceNet
     from models.train_settings import TrainSettings
     from models.training import Fitted
+    from recsys.scoring import HEADS
 
     settings, rng, width = TrainSettings(), np.random.default_rng(0), len(NAMES)
     torch.manual_seed(0)
@@ -172,7 +173,9 @@ def _save_scorers(draft: Path, dim: int) -> float:
     deep = [layer(*shape) for shape in itertools.pairwise(sizes)]
     network = Network(*layer(width, len(HEADS)), mean, std, deep)
     Fitted(network, network, None).save(draft)
-    net = SequenceNet(NetShape(features=width, dim=dim), torch.from_numpy(mean), torch.from_numpy(std)).eval()
+    net = SequenceNet(
+        NetShape(features=width, dim=dim, outputs=len(HEADS)), torch.from_numpy(mean), torch.from_numpy(std)
+    ).eval()
     for parameter in net.parameters():
         if not parameter.any():  # its last layers begin with nothing, and nothing is equal to nothing
             torch.nn.init.normal_(parameter, std=0.1)

@@ -122,8 +122,8 @@ ENDED = {"early": "patience", "minutes": "time", "stopped": "Ctrl-C"}
 def _table(worth: "dict[str, Worth]") -> Table:
     """A row a scorer, on the newest week, which was held out."""
     table = Table(title="newest week, held out", title_justify="left", box=None, pad_edge=False, padding=(0, 0, 0, 1))
-    for name in ("", "NDCG", "new", "F1", "MAP", "distance", "overlap", "coverage", "L_acc", "L_disp"):
+    for name in ("", "NDCG", "new", "F1", "MAP", "distance", "overlap", "coverage", "L_acc", "L_disp", "click"):
         table.add_column(name, justify="right" if name else "left")
     for scorer, of in worth.items():
-        table.add_row(scorer, *(f"{value:.3f}" for value in msgspec.structs.astuple(of)))
+        table.add_row(scorer, *("–" if value is None else f"{value:.3f}" for value in msgspec.structs.astuple(of)))
     return table
