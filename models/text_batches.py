@@ -28,7 +28,9 @@ KEPT, RANDOM = 0.1, 0.1  # of the tokens to be guessed: shown as they are, or an
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Token rows; contrastive: N anchors, then N positives, with log_q (N,) and same (N, N); words: targets, -1 none."""
+    """Token rows; contrastive: N anchors, then N positives, with log_q (N,) and same (N, N); words: targets, -1 none;
+    teacher: N texts alone.
+    """
 
     rows: Rows
     targets: Rows = []
@@ -81,6 +83,8 @@ class Batches:
         texts = [self._texts[at] for at in chosen.tolist()]
         if self._settings.loss == "words":
             return self._words(texts, rng)
+        if self._settings.loss == "teacher":
+            return Batch(self._ids([self._view.dropped(text, rng) for text in texts]))
         views = [self._view.dropped(text, rng) for _ in range(2) for text in texts]
         equal = np.equal.outer(chosen, chosen)
         return Batch(self._ids(views), log_q=np.zeros(len(texts), np.float32), same=equal)
@@ -91,6 +95,8 @@ class Batches:
         chosen = sorted(texts, key=lambda text: -len(text.encode()))[:1] * count
         if self._settings.loss == "words":
             return self._words(chosen, np.random.default_rng(0))
+        if self._settings.loss == "teacher":
+            return Batch(self._ids(chosen))
         return Batch(self._ids(chosen * 2), log_q=np.zeros(count, np.float32), same=np.eye(count, dtype=bool))
 
     def _pairs(self, bought: Bought, chosen: NDArray[np.int64], rng: np.random.Generator) -> Batch:
@@ -139,6 +145,8 @@ def split(
             f"{len(examples) - cut} to stop by; two of each are needed: load more, or set hold_out = 0"
         )
     plain = msgspec.structs.replace(settings, word_swap=0.0, synonyms=0.0)  # it is judged by texts as they are
+    if settings.loss == "teacher":
+        plain = msgspec.structs.replace(plain, word_drop=0.0)
     learned = Batches(settings, tokenizer, causal, texts, bought, examples[:cut])
     return learned, Batches(plain, tokenizer, causal, texts, bought, examples[cut:]) if settings.hold_out else None
 

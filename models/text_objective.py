@@ -17,12 +17,13 @@ from models.text_batches import Batch, Call, by_length, padded
 from models.text_export import pooled
 from models.text_losses import contrastive, guessed
 from models.text_settings import TuneSettings
+from models.text_teacher import Teacher
 
 
 class Piece(msgspec.Struct, frozen=True):
     """What is computed at once: some calls of a batch, each the places of its rows.
 
-    seed: of dropout while it learns. pull: the loss's gradient at all vectors of the batch, (2N, D), where other pieces have
+    seed: of dropout while it learns. pull: the loss's gradient at all vectors of the batch, where other pieces have
     the others; vectors: only these are asked for.
     """
 
@@ -36,8 +37,11 @@ class Piece(msgspec.Struct, frozen=True):
 class Objective(torch.nn.Module):
     """The tower that learns, read as it will serve, and what the loss needs besides."""
 
-    def __init__(self, learner: Learner, settings: TuneSettings, precision: torch.dtype) -> None:
+    def __init__(
+        self, learner: Learner, settings: TuneSettings, precision: torch.dtype, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
+        self._teacher = teacher
         self.learner: Learner = learner
         self.tower: Any = pooled(learner.model, settings.pooling)
         self._settings, self._precision = settings, precision
@@ -77,7 +81,10 @@ class Objective(torch.nn.Module):
         return loss + self.learner.extra_loss() if self.training and first else loss
 
     def tell_apart(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """The contrastive loss of a batch's vectors, (2N, D)."""
+        """The loss of a batch's vectors: contrastive, (2N, D); to the teacher's, (N, D)."""
+        if self._teacher is not None:
+            with torch.autocast(vectors.device.type, enabled=False):
+                return self._teacher.loss(batch.rows, vectors)
         assert batch.log_q is not None  # noqa: S101  (a contrastive batch has both)
         log_q, same = (torch.from_numpy(each).to(vectors.device) for each in (batch.log_q, batch.same))
         anchors, positives = vectors.chunk(2)

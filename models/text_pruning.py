@@ -141,18 +141,29 @@ def drop_heads(model: "PreTrainedModel", share: float, likeness: Likeness, tell:
     return [one.alive() for one in layers]
 
 
+def keep_silent(model: "PreTrainedModel") -> None:
+    """Have silenced heads stay so while the rest learns: their way out gets no gradient, so that no optimiser moves it.
+
+    Else the first step brings them back, each a little, and nothing can be cut. Not where weights are cut into shares.
+    A model of an unknown kind is left as it is.
+    """
+    for one in _known(model):
+        silent = set(range(one.units)) - set(one.alive())
+        if silent and one.way_out.weight.requires_grad:
+            learns = torch.ones_like(one.way_out.weight)
+            for unit in silent:
+                _outward(one.way_out, learns)[:, one.columns(unit)] = 0
+            one.way_out.weight.register_hook(lambda gradient, learns=learns: gradient * learns.to(gradient.device))
+
+
 @torch.no_grad()
 def shrink_heads(model: "PreTrainedModel") -> int:
     """Cut silenced heads out of the weights, which change their shapes: for a graph, not for a folder. Returns how many.
 
     A model of an unknown kind is left as it is.
     """
-    try:
-        layers = attentions(model)
-    except (Misuse, ModelRejected):
-        return 0
     cut = 0
-    for one in layers:
+    for one in _known(model):
         alive = one.alive() or [0]  # one must stay, or there is nothing to reshape
         if len(alive) == one.units:
             continue
@@ -169,10 +180,18 @@ def shrink_heads(model: "PreTrainedModel") -> int:
     return cut
 
 
-def _outward(way: Any) -> torch.Tensor:
-    """A linear map's weight as (outputs, inputs), a view: GPT-2 keeps it turned."""
-    weight: torch.Tensor = way.weight.T if isinstance(way, Conv1D) else way.weight
-    return weight
+def _known(model: "PreTrainedModel") -> list[Attention]:
+    """The attention of each layer, none of a model of an unknown kind."""
+    try:
+        return attentions(model)
+    except (Misuse, ModelRejected):
+        return []
+
+
+def _outward(way: Any, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """A linear map's weight, or one of its shape, as (outputs, inputs), a view: GPT-2 keeps it turned."""
+    found: torch.Tensor = way.weight if weight is None else weight
+    return found.T if isinstance(way, Conv1D) else found
 
 
 def _take(way: Any, rows: list[int], outward: bool) -> None:

@@ -12,6 +12,7 @@ from models.settings_file import setting
 from models.text_tower import Pooling, Reading
 
 Loss = Literal["purchases", "views", "words"]
+Aim = Literal[Loss, "teacher"]
 Trains = Literal["all", "top", "head", "lora", "adalora", "ia3", "prefix", "bottleneck"]
 Optimiser = Literal["adamw", "sgd", "adafactor"]
 Parallel = Literal["ddp", "fsdp"]
@@ -31,8 +32,12 @@ USUAL_RATE: dict[Trains, float] = {
 class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What may be turned; `describe` prints it. Defaults are for two cores and ten minutes."""
 
-    loss: Annotated[Loss, setting("", "purchases: texts bought together lie close; views: two views of one text do; words:"
-        " further pre-training on the shop's texts, masked for an encoder, next token for a decoder")] = "purchases"  # fmt: skip
+    loss: Annotated[Aim, setting("", "purchases: texts bought together lie close; views: two views of one text do; words:"
+        " further pre-training on the shop's texts, masked for an encoder, next token for a decoder; teacher: a pruned tower"
+        " reads them as another does")] = "purchases"  # fmt: skip
+    teacher: Annotated[
+        str, setting("", "of loss = teacher: the model that was pruned, a folder or a name as of `--model`")
+    ] = ""
     train: Annotated[Trains, setting("", "what learns: all; the top layers; head: the last normalisation alone; or an adapter."
         " lora, adalora and ia3 are merged at the end, prefix and bottleneck stay inside the tower")] = "all"  # fmt: skip
     layers: Annotated[int, setting("layers", "with train = top: so many, counted from the last", ge=1)] = 2
@@ -48,8 +53,8 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         " sell well are pushed away from all others", ge=0, le=1)] = 1.0  # fmt: skip
     window_days: Annotated[float, setting("days", "0: bought together is in one basket; else by one user in the same so many"
         " days", ge=0)] = 0.0  # fmt: skip
-    word_drop: Annotated[float, setting("share", "of words that a view leaves out; dropout alone says little to a decoder"
-        " that has none", ge=0, lt=1)] = 0.2  # fmt: skip
+    word_drop: Annotated[float, setting("share", "of words that a view leaves out, also before student and teacher; dropout"
+        " alone says little to a decoder that has none", ge=0, lt=1)] = 0.2  # fmt: skip
     word_swap: Annotated[float, setting("share", "of words that change places with the next one, in texts bought together and in"
         " views; 0: as it is written", ge=0, lt=1)] = 0.0  # fmt: skip
     synonyms: Annotated[float, setting("share", "of words that one takes the place of which this shop uses alike (same neighbours, same"
@@ -115,6 +120,8 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         """Raises ValueError for what no single key shows."""
         Reading(self.pooling, self.prompt)
+        if (self.loss == "teacher") != bool(self.teacher):
+            raise ValueError("loss = teacher and a teacher go together: name both, or neither")
         if self.train == "prefix" and self.checkpoint_activations:
             raise ValueError("checkpoint_activations leaves a prefix out (transformers drops its keys); turn one off")
         if self.train == "adalora" and (self.average or self.soup > 1):

@@ -1,7 +1,7 @@
 """Tunes a text tower on a shop's own texts and purchases: a Hugging Face folder in, one of the same shape out.
 
     batches by number      →  text_batches.py: the same for a seed, whoever asks; text_views.py varies their texts
-    texts → vectors, loss  →  text_objective.py, by the pooling that will serve; text_losses.py
+    texts → vectors, loss  →  text_objective.py, by the pooling that will serve; text_losses.py, text_teacher.py
     gradients              →  text_gradients.py: at once or call by call, under attack; text_memory.py says which
     step                   →  text_optimiser.py: AdamW, SGD or Adafactor; text_averaging.py
     newest slice held out  →  the best so far is kept, and what does not get better ends
@@ -39,8 +39,10 @@ from models.text_objective import Objective
 from models.text_optimiser import choose_precision, make_optimiser, scheduled, set_dropout
 from models.text_pairs import Bought, gather, sold_texts
 from models.text_processes import agree, copies, device_of, fill, processes, shard, whole
+from models.text_pruning import keep_silent
 from models.text_resume import STATE, load_best, load_state, open_run, save_best, save_state
 from models.text_settings import TuneSettings
+from models.text_teacher import Teacher
 from models.text_tuned import Tuned, write_folder
 from models.train_settings import Step
 from recsys.catalogue import text_hash
@@ -94,17 +96,20 @@ class Run:
         self.folder = out.with_name(f"{out.name}.part")
         self.sharded = settings.parallel == "fsdp" and world > 1
         model, self.tokenizer = load(base)
+        teacher = Teacher(settings, model, self.tokenizer, texts, device) if settings.loss == "teacher" else None
         self.train, self.held = split(settings, self.tokenizer, reads_left_to_right(model), texts, bought)
         an_epoch = self.train.an_epoch / (settings.accumulate * world)
         self.steps = settings.steps or max(1, math.ceil(settings.epochs * an_epoch))
         torch.manual_seed(settings.seed)
         self.learner = Learner(model, settings, self.steps)
+        if settings.train in ("all", "top"):
+            keep_silent(model)
         if settings.dropout >= 0:
             set_dropout(model, settings.dropout)
         if settings.checkpoint_activations:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.precision = choose_precision(settings.precision, device)
-        self.objective = Objective(self.learner, settings, self.precision).to(device)
+        self.objective = Objective(self.learner, settings, self.precision, teacher).to(device)
         self.trainable, self.parameters = (
             sum(p.numel() for p in self.learner.parameters() if p.requires_grad or every) for every in (False, True)
         )
@@ -118,6 +123,7 @@ class Run:
             plan = {
                 "settings": msgspec.json.encode(settings).decode(),
                 "base": source_digest(base),
+                "teacher": source_digest(teacher.folder) if teacher else "",
                 "texts": text_hash("\0".join(texts)),
                 "purchases": text_hash(repr(bought.text.tobytes() if bought else b"")),
                 "processes": str(world),

@@ -1,25 +1,36 @@
 """Towers made smaller: what is taken out is what was measured to matter least, and a ruined tower does not ship."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from past_helpers import T
-from tune_helpers import SHAPES, coloured_past, make_base
+from tune_helpers import SHAPES, SHORT, coloured_past, make_base
 
-from models.compression import Compressed, How, Limits, judge, make, refuse
+from models.compression import Compressed, How, Limits, distilling, judge, make, refuse
 from models.export import make_tower, source_digest
 from models.history import History
+from models.text_adapters import layers_of
 from models.text_export import load, pooled
 from models.text_int8 import product_error, quantise
+from models.text_pairs import sold_texts
 from models.text_pruning import attentions, drop_heads, drop_layers, keep_layers, shrink_heads
+from models.text_settings import TuneSettings
+from models.text_teacher import Teacher
 from models.text_tower import PLAIN, TextTower, read_settings
+from models.text_tuning import tune
 from recsys.errors import Misuse, ModelRejected
 
 TEXTS = ["red mug", "a blue folding chair for the garden", "x", "yellow", "white chair, blue mug and much else", "mug"]
 IDS = torch.tensor([[5, 6, 7, 8, 9], [6, 5, 9, 0, 0]])
 MASK = (IDS > 0).long()
+UNSEEN = torch.from_numpy(np.random.default_rng(3).integers(5, 200, (40, 12)))
+replace = msgspec.structs.replace
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +99,108 @@ def test_silenced_heads_are_cut_out_of_the_graph_without_a_change(bases: dict[st
     assert shrink_heads(model) == round(units / 2)
     torch.testing.assert_close(vectors(model), silenced, rtol=1e-5, atol=1e-6)
     assert sum(p.numel() for p in model.parameters()) < weights
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silenced_heads_stay_silent_while_the_rest_learns(
+    bases: dict[str, Path], shop: History, tmp_path: Path, shape: str
+) -> None:
+    model, tokenizer = load(bases[shape])
+    attentions(model)[0].silence(1)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "pruned")
+    tune(tmp_path / "pruned", tmp_path / "out", shop, replace(SHORT, steps=3, hold_out=0.0), quiet)
+    learned, _ = load(tmp_path / "out")
+    assert not torch.allclose(vectors(learned), vectors(model))
+    assert [one.alive() for one in attentions(learned)] == [one.alive() for one in attentions(model)]
+    assert 1 not in attentions(learned)[0].alive()
+
+
+# --- taught by the whole ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in which a layer matters: of random weights as small as usual each is nearly nothing."""
+    folder = tmp_path_factory.mktemp("whole") / "weights"
+    model, tokenizer = load(bases["bert"])
+    with torch.no_grad():
+        for weight in layers_of(model).parameters():
+            if weight.dim() == 2:
+                weight.mul_(5)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pruned") / "weights"
+    model, tokenizer = load(whole)
+    keep_layers(model, [1])
+    for saved in (model, tokenizer):
+        saved.save_pretrained(folder)
+    return folder
+
+
+def taught(teacher: Path, **changes: Any) -> TuneSettings:
+    usual = {"steps": 200, "batch": 16, "learning_rate": 1e-3, "patience": 9, "threads": 1, "precision": "float32"}
+    return replace(distilling(teacher, PLAIN, 1.0), **{**usual, **changes})
+
+
+def distance(teacher: Teacher, student: Path) -> float:
+    """1 - mean whitened cosine on rows that no run has seen."""
+    with torch.no_grad():
+        rows, tower = UNSEEN.tolist(), pooled(load(student)[0], "mean")
+        return float(teacher.loss(rows, tower(UNSEEN, torch.ones_like(UNSEEN))))
+
+
+def test_a_taught_tower_is_nearer_to_the_whole_than_the_pruned_one_on_unseen_texts_too(
+    whole: Path, pruned: Path, shop: History, tmp_path: Path
+) -> None:
+    settings = taught(whole)
+    tuned = tune(pruned, tmp_path / "out", shop, settings, quiet)
+    assert tuned.loss_before is not None
+    assert tuned.loss is not None
+    assert tuned.loss < 0.7 * tuned.loss_before
+    teacher = Teacher(settings, *load(pruned), sold_texts(shop)[0], torch.device("cpu"))
+    assert distance(teacher, whole) == pytest.approx(0, abs=1e-5), "who is the teacher is not away from it"
+    assert distance(teacher, tmp_path / "out") < 0.9 * distance(teacher, pruned)
+
+
+def test_the_same_seed_teaches_the_same_weights(whole: Path, pruned: Path, shop: History, tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+        tune(pruned, tmp_path / name, shop, taught(whole, steps=4, seed=seed), quiet)
+        found.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_taught_tower_goes_through_the_gate(whole: Path, tower: Path, shop: History, tmp_path: Path) -> None:
+    made = make(whole, PLAIN, tmp_path / "out", shop, T, 1, How(layers=1, heads=0.5, distil=0.5), quiet)
+    found = judge(made, tower, shop, T, 1, Limits(lose=1, sure=1, faster=0), quiet)
+    assert found.refused == ""
+    assert [one.alive() for one in attentions(load(made.folder / "weights")[0])] == made.heads
+    said = msgspec.json.decode((made.folder / "weights" / "tuning.json").read_bytes())
+    assert (said["settings"]["loss"], said["settings"]["minutes"], said["steps"]) == ("teacher", 0.5, 20)
+    assert said["loss"] < said["loss_before"]
+
+
+def test_what_cannot_be_taught_is_said_in_one_line(bases: dict[str, Path], shop: History, tmp_path: Path) -> None:
+    with pytest.raises(Misuse, match="name one of them"):
+        make(bases["bert"], PLAIN, tmp_path / "out", shop, T, 1, How(int8=True, distil=1.0), quiet)
+    with pytest.raises(ValueError, match="go together"):
+        TuneSettings(loss="teacher")
+    with pytest.raises(ValueError, match="go together"):
+        TuneSettings(loss="views", teacher="all-MiniLM-L6-v2")
+    other = tmp_path / "other"
+    shutil.copytree(bases["bert"], other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(Misuse, match="of which it is a pruned copy"):
+        tune(other, tmp_path / "out", shop, taught(bases["bert"]), quiet)
+    with pytest.raises(Misuse, match="no folder"):
+        tune(bases["bert"], tmp_path / "out", shop, taught(bases["bert"], teacher="nowhere"), quiet)
 
 
 # --- eight bits -------------------------------------------------------------------------------------------------------

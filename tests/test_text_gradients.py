@@ -17,7 +17,7 @@ from models.text_averaging import Average
 from models.text_batches import padded_size
 from models.text_pairs import gather
 from models.text_processes import fill
-from models.text_settings import Loss
+from models.text_settings import Aim
 from models.text_tuning import Run, tune
 from recsys.errors import Misuse
 
@@ -49,11 +49,12 @@ def gradients(run: Run, live: int | None) -> tuple[float, dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
-@pytest.mark.parametrize("loss", get_args(Loss))
+@pytest.mark.parametrize("loss", get_args(Aim))
 def test_a_batch_piece_by_piece_has_the_gradients_of_the_batch_at_once_dropout_and_all(
-    base: Path, tmp_path: Path, loss: Loss, adversarial: float
+    base: Path, tmp_path: Path, loss: Aim, adversarial: float
 ) -> None:
-    run = begin(base, tmp_path / "out", loss=loss, adversarial=adversarial, dropout=0.3, token_budget=40)
+    taught = {"teacher": str(base)} if loss == "teacher" else {}
+    run = begin(base, tmp_path / "out", loss=loss, **taught, adversarial=adversarial, dropout=0.3, token_budget=40)
     rows = run.train[0].rows
     assert padded_size(rows, run.objective.calls(rows)) > 40, "else it is one piece"
     (at_once, whole), (apart, pieces) = gradients(run, None), gradients(run, 40)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
               " share of the maps stays float32, those that eight bits change most.")  # fmt: skip
 @click.option("--layers", type=click.IntRange(min=1), help="Leave so many layers: those without which it changes most.")
 @click.option("--heads", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Take out this share of heads.")
+@click.option("--distil", type=click.FloatRange(0), default=0.0, metavar="MINUTES", help="Teach what --layers and --heads leave"
+              " to read the shop's texts as the whole did  [0: do not]")  # fmt: skip
 @click.option("--lose", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Of the NDCG@10 of cold items,"
               " at most so much.")  # fmt: skip
 @click.option("--sure", type=click.FloatRange(0, 1), default=0.10, show_default=True, help="The same at the unlucky end of"
@@ -48,6 +50,7 @@ def compress(
     exact: float,
     layers: int | None,
     heads: float,
+    distil: float,
     lose: float,
     sure: float,
     faster: float,
@@ -62,7 +65,7 @@ def compress(
 
     \b
     Example:  slatecast compress shop/ --out towers/int8 --int8
-              slatecast compress shop/ --out towers/small --layers 4 --lose 0.05
+              slatecast compress shop/ --out towers/small --layers 4 --distil 5
     """
     from models.compression import How, Limits, judge, make
     from models.export import export_tower, find_weights, make_tower, source_digest
@@ -78,7 +81,7 @@ def compress(
     except ValueError as error:
         raise Misuse(f"--prompt: {error}") from None
     weights, least = find_weights(model), min_buyers or least_buyers(source)
-    how = How(layers=layers, heads=heads, int8=int8, exact=exact)
+    how = How(layers=layers, heads=heads, distil=distil, int8=int8, exact=exact)
     towers = Path(settings.home) / "towers"
     with stderr.status(f"reading {source}"):
         history = read_history(source)
