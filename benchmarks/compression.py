@@ -29,12 +29,12 @@ VARIANTS = {
     "2 of 6 layers": How(layers=2),
     "5 layers, int8": How(layers=5, int8=True),
     "4 layers, int8": How(layers=4, int8=True),
-    "5 layers, taught 5 minutes": How(layers=5, distil=5),
     "4 layers, taught 5 minutes": How(layers=4, distil=5),
     "3 layers, taught 5 minutes": How(layers=3, distil=5),
     "2 layers, taught 5 minutes": How(layers=2, distil=5),
     "half of the heads out, taught 5 minutes": How(heads=0.5, distil=5),
     "4 layers, taught 5 minutes, int8": How(layers=4, distil=5, int8=True),
+    "3 layers, taught 5 minutes, int8": How(layers=3, distil=5, int8=True),
 }
 
 

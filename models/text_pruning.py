@@ -144,8 +144,8 @@ def drop_heads(model: "PreTrainedModel", share: float, likeness: Likeness, tell:
 def keep_silent(model: "PreTrainedModel") -> None:
     """Have silenced heads stay so while the rest learns: their way out gets no gradient, so that no optimiser moves it.
 
-    Else the first step brings them back, each a little, and nothing can be cut. Not where weights are cut into shares.
-    A model of an unknown kind is left as it is.
+    Else the first step brings them back, each a little, and nothing can be cut. Not where weights are cut into shares,
+    nor where adapters are merged into them. A model of an unknown kind is left as it is.
     """
     for one in _known(model):
         silent = set(range(one.units)) - set(one.alive())

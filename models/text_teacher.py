@@ -52,7 +52,7 @@ class Teacher:
         self._tower: Any = pooled(model, settings.pooling).to(device)
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
         reader = TextReader(Tokenizer.from_str(own), settings.prompt, settings.max_tokens, "the teacher")
-        raw = self._read([one.ids or [0] for one in reader.read(texts)])
+        raw = self.vectors([one.ids or [0] for one in reader.read(texts)])
         whitening = fit_whitening(raw.cpu().numpy(), raw.shape[1])
         self._mean, self._matrix = (torch.from_numpy(each).to(device) for each in (whitening.mean, whitening.matrix))
 
