@@ -200,7 +200,7 @@ def test_what_cannot_be_taught_is_said_in_one_line(bases: dict[str, Path], shop:
     with pytest.raises(Misuse, match="of which it is a pruned copy"):
         tune(other, tmp_path / "out", shop, taught(bases["bert"]), quiet)
     with pytest.raises(Misuse, match="no folder"):
-        tune(bases["bert"], tmp_path / "out", shop, taught(bases["bert"], teacher="nowhere"), quiet)
+        tune(bases["bert"], tmp_path / "out", shop, replace(taught(bases["bert"]), teacher="nowhere"), quiet)
 
 
 # --- eight bits -------------------------------------------------------------------------------------------------------
