@@ -80,7 +80,7 @@ def quantise(tower: Path, out: Path, texts: Sequence[str], exact: float = EXACT)
             per_channel=True,
             activation_type=QuantType.QUInt8,  # with signed weights: what the processor's own instruction multiplies
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,  # percentile and entropy are not judged yet
+            calibrate_method=CalibrationMethod.MinMax,  # percentile 99.999: no better (docs/experiments.md)
             extra_options={"MatMulConstBOnly": True},
         )
         if not any(node.op_type == "DequantizeLinear" for node in onnx.load(part / GRAPH).graph.node):
