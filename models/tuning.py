@@ -26,11 +26,11 @@ from recsys.errors import Misuse
 from recsys.policy import Policy
 
 OBJECTIVE = "log(overlap of relevance alone / overlap) + log(min(distance, of baskets) / distance of relevance alone)"
-STRENGTHS = (0.0, 0.15, 0.3, 0.5)
+STRENGTHS = (0.0, 0.05, 0.15, 0.3)
 PRICES = (0.0, 5.0, 10.0, 20.0)  # exposure_penalty
 COVERAGES = ("none", "calibration")
 SINGLE = {
-    "strength": (0.0, 0.1, 0.15, 0.3, 0.5),
+    "strength": (0.0, 0.05, 0.1, 0.15, 0.3, 0.5),
     "exposure_penalty": (2.0, 5.0, 10.0, 20.0, 40.0),
     "coverage": ("root", "log", "xquad", "calibration"),
 }  # one knob at a time, the others off: the sliders

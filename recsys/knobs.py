@@ -29,7 +29,7 @@ def knobs(of: type[msgspec.Struct] = Policy, prefix: str = "") -> Iterator[Knob]
     """Every knob in the order of the type; those of a rule follow their list, as `caps[].most`.
 
     >>> [(knob.name, knob.default, knob.unit, knob.allowed) for knob in knobs() if knob.name == "strength"]
-    [('strength', 0.15, 'share', '0 to 1')]
+    [('strength', 0.05, 'share', '0 to 1')]
     """
     hints = get_type_hints(of, include_extras=True)
     for field in msgspec.structs.fields(of):
@@ -56,7 +56,7 @@ def differences(a: Policy, b: Policy) -> list[str]:
     """What b does otherwise than a, a line each.
 
     >>> differences(Policy(), Policy(strength=0.3, caps=(Cap(attribute="brand", within=5),)))
-    ['strength: 0.3, was 0.15 (weight of variety within a list; 0 = relevance only)', 'caps: also at most 1 of a brand in 5 slots']
+    ['strength: 0.3, was 0.05 (weight of variety within a list; 0 = relevance only)', 'caps: also at most 1 of a brand in 5 slots']
     """
     lines = []
     for knob in knobs():

@@ -86,7 +86,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     diversity: Annotated[
         Literal["none", "mmr", "max_sum", "dpp", "ssd"], knob("choice", "how a list is made various; dpp avoids twins")
     ] = "dpp"  # recsys/diversify/options.py has the formulas
-    strength: Annotated[Share, knob("share", "weight of variety within a list; 0 = relevance only")] = 0.15
+    strength: Annotated[Share, knob("share", "weight of variety within a list; 0 = relevance only")] = 0.05
     adapt: Annotated[
         Share, knob("share", "how far the strength follows the user's own breadth; 0 = all users get the same")
     ] = 0.0  # recsys/breadth.py

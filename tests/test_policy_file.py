@@ -145,7 +145,7 @@ def test_two_policies_differ_in_words() -> None:
     assert differences(FULL, FULL) == []
     assert differences(Policy(), FULL) == [
         "repeats: new, was all (may a list offer what the user already bought? new = no)",
-        "strength: 0.3, was 0.15 (weight of variety within a list; 0 = relevance only)",
+        "strength: 0.3, was 0.05 (weight of variety within a list; 0 = relevance only)",
         "caps: also at most 2 of a brand in 5 slots",
         "caps: also at most 1 of a category_1, priority 9",
         "minimums: also at least 2 of new",
@@ -199,7 +199,7 @@ def test_show_has_a_line_for_every_knob_and_marks_what_was_turned(run: Run, tmp_
     assert code == 0
     assert len(out.splitlines()) == 2 + len(list(knobs()))
     marked = [line.split() for line in out.splitlines() if line.startswith("*")]
-    assert [words[1:5] for words in marked] == [["strength", "0.3", "0.15", "share"]]
+    assert [words[1:5] for words in marked] == [["strength", "0.3", "0.05", "share"]]
     shown = msgspec.json.decode(run("policy", "show", "--json")[1])
     assert shown["digest"] == Policy().digest()
     assert {"name", "value", "default", "unit", "allowed", "reason"} == shown["knobs"][0].keys()
@@ -209,7 +209,7 @@ def test_diff_compares_files_and_the_defaults(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("strength = 0.3")
     (tmp_path / "b.toml").write_text("[policy]\nstrength = 0.4")
     assert run("policy", "diff", "a.toml", "b.toml")[1].startswith("strength: 0.4, was 0.3 (")
-    assert run("policy", "diff", "default", "a.toml")[1].startswith("strength: 0.3, was 0.15 (")
+    assert run("policy", "diff", "default", "a.toml")[1].startswith("strength: 0.3, was 0.05 (")
     assert msgspec.json.decode(run("policy", "diff", "a.toml", "a.toml", "--json")[1]) == []
 
 
