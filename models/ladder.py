@@ -97,7 +97,13 @@ class Ladder:
         self._rungs = [rung("network")]
         if (folder / "sequence").exists():
             fast = gpu == "fast" and not why_no_cuda()
-            first = rung("sequence", HALF if fast else GRAPH, resident=fast)
+            try:
+                first = rung("sequence", HALF if fast else GRAPH, resident=fast)
+            except ModelRejected as error:
+                if not fast:
+                    raise
+                log.error("the graph for gpu = fast is refused, the exact one serves: %s", error)
+                first = rung("sequence", GRAPH)
             spare = [rung("sequence_cpu", GRAPH, cpu=True)] if first.provider == CUDA else []
             self._rungs = [first, *spare, *self._rungs]
         self.provider = self._rungs[0].provider

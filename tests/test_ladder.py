@@ -20,6 +20,7 @@ from models.ladder import CALL_CANDIDATES, PAUSE_MAX_S, PAUSE_S, TRIAL_S, Ladder
 from models.scorer import Network
 from models.sequence_export import save_sequence
 from models.sequence_net import NetShape, SequenceNet
+from models.sequence_tower import HALF
 from recsys.errors import ModelRejected
 from recsys.features import NAMES
 from recsys.scoring import Ask, Scored, Trail
@@ -281,3 +282,12 @@ def test_a_list_has_the_same_bits_however_many_users_are_in_the_batch(tmp_path: 
     assert fast.scorer == TOWERED
     # Without a GPU it is the same ladder; with one half precision keeps three digits.
     np.testing.assert_allclose(fast.logits, together.logits, atol=0 if why_no_cuda() else 1e-2)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:  # as if there were one: the fast graph and its buffers, on CPU
+        patch.setattr("models.ladder.why_no_cuda", lambda: "")
+        fast = Ladder(tmp_path, NAMES, gpu="fast").score(asks, vectors)
+        assert (fast.scorer, fast.degraded_reason) == (TOWERED, None)
+        np.testing.assert_allclose(fast.logits, together.logits, atol=1e-2)  # type: ignore[arg-type]
+        assert (fast.logits != together.logits).any()
+        (tmp_path / "sequence" / HALF).write_bytes(b"no graph")
+        fast = Ladder(tmp_path, NAMES, gpu="fast").score(asks, vectors)
+        np.testing.assert_array_equal(fast.logits, together.logits)
