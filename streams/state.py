@@ -33,6 +33,7 @@ NO_LEADER_YET = (
     "FENCED_LEADER_EPOCH",  # we know the leader from before the broker's restart
     "UNKNOWN_LEADER_EPOCH",
     "_NOENT",  # "no leaders found"
+    "_UNKNOWN_PARTITION",  # the topic has grown, and what we know of it is older
 )
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
 READ_TOGETHER = 500  # messages that fit the processor's cache: a tenth faster than 2,000
