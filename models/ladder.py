@@ -85,26 +85,22 @@ class Ladder:
 
         network = (folder / "scorer.onnx").read_bytes()  # kept: a rung opened anew is what was verified
 
-        def rung(name: str, graph: str = "", *, cpu: bool = False, resident: bool = False) -> Rung:
-            tower = (folder / "sequence" / graph).read_bytes() if graph else None
-            return Rung(
-                name,
-                lambda: Graphs(network, width, tower, gpu=gpu, cpu=cpu, resident=resident),
-                clock_s,
-                deadline_s,
-            )
+        def rung(name: str, tower: bytes | None = None, *, cpu: bool = False, resident: bool = False) -> Rung:
+            def opened() -> Graphs:
+                return Graphs(network, width, tower, gpu=gpu, cpu=cpu, resident=resident)
+
+            return Rung(name, opened, clock_s, deadline_s)
 
         self._rungs = [rung("network")]
         if (folder / "sequence").exists():
-            fast = gpu == "fast" and not why_no_cuda()
-            try:
-                first = rung("sequence", HALF if fast else GRAPH, resident=fast)
-            except ModelRejected as error:
-                if not fast:
-                    raise
-                log.error("the graph for gpu = fast is refused, the exact one serves: %s", error)
-                first = rung("sequence", GRAPH)
-            spare = [rung("sequence_cpu", GRAPH, cpu=True)] if first.provider == CUDA else []
+            exact, first = (folder / "sequence" / GRAPH).read_bytes(), None
+            if gpu == "fast" and not why_no_cuda():
+                try:
+                    first = rung("sequence", (folder / "sequence" / HALF).read_bytes(), resident=True)
+                except (ModelRejected, FileNotFoundError) as error:  # a release of before has none
+                    log.error("the graph for gpu = fast cannot be had, the exact one serves: %s", error)
+            first = first or rung("sequence", exact)
+            spare = [rung("sequence_cpu", exact, cpu=True)] if first.provider == CUDA else []
             self._rungs = [first, *spare, *self._rungs]
         self.provider = self._rungs[0].provider
 
