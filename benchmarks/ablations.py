@@ -7,7 +7,6 @@ catalogue, the next session, relevance alone). Ratios are over the first row, pa
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from models.ours import Ours, Scorers
 from models.train_settings import TrainSettings
 from recsys.policy import Policy
 from streams.cli.learn import least_buyers, past_and_texts
+from streams.cli.options import steps
 from streams.settings import Settings
 
 VARIANTS: dict[str, Mapping[str, object]] = {
@@ -47,12 +47,14 @@ def main() -> None:
     least, settings = least_buyers(asked.source), Settings(home=str(asked.home))
     first = next(iter(VARIANTS))
     ours = {}
-    for name, change in VARIANTS.items():
-        if asked.only in name or name == first:
-            chosen = replace(TrainSettings(), **change)
-            history, vectors = past_and_texts(settings, asked.source, least, chosen, None, _tell)
-            ours[name] = Ours(Scorers(history, vectors, BARE, chosen, _tell, asked.seeds), BARE)
-    show(evaluate(history, asked.source, parse_origins(asked.origins), ours, min_buyers=least, step=_tell))
+    with steps() as step:
+        for name, change in VARIANTS.items():
+            if asked.only in name or name == first:
+                chosen = replace(TrainSettings(), **change)
+                history, vectors = past_and_texts(settings, asked.source, least, chosen, None, step)
+                ours[name] = Ours(Scorers(history, vectors, BARE, chosen, step, asked.seeds), BARE)
+        found = evaluate(history, asked.source, parse_origins(asked.origins), ours, min_buyers=least, step=step)
+    show(found)
 
 
 def show(found: Evaluation) -> None:
@@ -73,11 +75,6 @@ def show(found: Evaluation) -> None:
 
 def _ends(of: tuple[float, float]) -> str:
     return f"[{of[0]:.3f}, {of[1]:.3f}]"
-
-
-def _tell(what: str, done: int, of: int) -> None:
-    if done == of:
-        print(what, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,8 @@ def main() -> None:
         how = VARIANTS[name]
         with tempfile.TemporaryDirectory() as scratch:
             made = make(weights, PLAIN, Path(scratch) / "tower", history, at_s, asked.min_buyers, how, _tell)
-            if (
-                how.distil
-            ):  # what the table has no column for: how near to the teacher on texts that were not learned from
+            if how.distil:
+                # The table has no column for how near to the teacher it is on texts that were not learned from.
                 print((made.folder / "weights" / "tuning.json").read_text(), file=sys.stderr)
             found = judge(made, original, history, at_s, asked.min_buyers, Limits(), _tell)
         low, high = found.change_95

@@ -36,8 +36,8 @@ def open_session(
 ) -> tuple[ort.InferenceSession, str]:
     """A session on CUDA where there is a device, else on CPU; and the provider that it really got.
 
-    cpu: there even so. replayed: as CUDA graphs, for who calls it through resident.py. threads: of one operator on CPU, 0 for all cores. 1 by default: batches are small, and a ranker
-    shares its cores with Kafka's client. Raises Unavailable if a GPU was required in vain, ModelRejected if the graph is none.
+    cpu: there even so. replayed: as CUDA graphs, for who calls it through resident.py. threads: of one operator on CPU, 0
+    for all cores. 1 by default: batches are small, and a ranker shares its cores with Kafka's client. Raises Unavailable if a GPU was required in vain, ModelRejected if the graph is none.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

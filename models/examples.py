@@ -101,11 +101,11 @@ def make_lists(
     asks, bought, clicked = [], [], []
     for user in map(int, [*rng.permutation(buyers)[:per_cut], *rng.permutation(lookers)[:per_cut]]):
         ask = ask_of(world, user, sources, policy)
-        hits = [np.isin(ask.rows, of.get(user, NOTHING)) for of in (bought_next, clicked_next)]
-        if hits[0].any() or hits[1].any():  # a list of which nothing was wanted says nothing about its order
+        buys, looks = (np.isin(ask.rows, of.get(user, NOTHING)) for of in (bought_next, clicked_next))
+        if buys.any() or looks.any():  # a list of which nothing was wanted says nothing about its order
             asks.append(ask)
-            bought.append(hits[0])
-            clicked.append(hits[1])
+            bought.append(buys)
+            clicked.append(looks)
     if not asks:
         return EMPTY
     features = np.concatenate([ask.features for ask in asks])

@@ -16,8 +16,8 @@ from models.losses import all_heads
 from models.sequence_net import NetShape, SequenceNet
 from models.train_settings import Step, TrainSettings
 
-# Of a list all purchases and clicks are kept, the candidates that the features rank first by either head, and a draw of the others
-# that stands for all of them: without log(others / drawn) on their logits new items lose half of their accuracy.
+# Of a list all purchases and clicks are kept, the candidates that the features rank first by any head, and a draw of the
+# others that stands for all of them: without log(others / drawn) on their logits new items lose half of their accuracy.
 FIRST, DRAWN = 40, 24
 
 

@@ -59,15 +59,16 @@ def recommend(
     scored = score(asks, shop.catalogue.vectors)
     tick("score")
     ends = np.cumsum([len(ask.rows) for ask in asks])
-    column = HEADS.index(policy.repeats)
+    column, click = HEADS.index(policy.repeats), HEADS.index("click")
     drafts = []
     for context, found, k, end in zip(contexts, few, kept, ends, strict=True):
         if scored.logits is None:
             relevance = 100.0 * reciprocal_rank(found.ranks)  # to the scale of logits, for the penalty's sake
         else:
-            logits = scored.logits[end - len(found.rows) : end].astype(np.float64)
-            # A release may have no head for clicks.
-            relevance = logits[:, column] + policy.clicks * logits[:, HEADS.index("click") :].sum(axis=1)
+            logits = scored.logits[end - len(found.rows) : end]
+            relevance = logits[:, column].astype(np.float64)
+            if policy.clicks:  # a release may have no head for them: then nothing is added
+                relevance = relevance + policy.clicks * logits[:, click:].sum(axis=1, dtype=np.float64)
         visit = follow_visit(context, found.rows)
         if visit is not None:
             relevance = relevance + policy.intent * visit.pull
