@@ -211,14 +211,15 @@ def test_a_long_restore_says_that_it_goes_on(settings: Settings, monkeypatch: py
     assert len(beats) == 3
 
 
-def test_a_topic_that_was_made_again_is_not_taken_for_the_old_one(settings: Settings, tmp_path: Path) -> None:
+def test_a_topic_that_was_made_again_is_not_taken_for_the_old_one(
+    settings: Settings, tmp_path: Path, wait_for: Callable[..., None]
+) -> None:
     write(settings, a="1", b="2")
     assert restored(settings, tmp_path)[1] == 2
     admin, name = clients.admin(settings), settings.prefix + "profiles"
     old = topic_id(admin, name)
     admin.delete_topics([name])[name].result(30)
-    while topics.diff(admin, [t for t in topics.plan(settings) if t.name == name])[:1] == []:
-        pass
+    wait_for(lambda: name not in admin.list_topics(timeout=10).topics)
     topics.apply(admin, settings)
     assert topic_id(admin, name) != old
     write(settings, x="9", y="8", z="7")
