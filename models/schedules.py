@@ -1,5 +1,5 @@
-"""What moves weights, and its rate along a fit by the share of it that is done. Called by fitting.py; the optimiser by
-text_optimiser.py too.
+"""What moves weights, and its rate along a fit by the share of it that is done. Called by fitting.py and
+text_tuning.py; the optimiser by text_optimiser.py too.
 
 By share and not by step, so that a fit which time will end goes through its whole schedule too: weights taken at a high
 rate are noise.

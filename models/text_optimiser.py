@@ -1,6 +1,4 @@
-"""What moves the weights of a tuning run: optimiser, rate, dropout, and in what precision. Called by text_tuning.py."""
-
-import math
+"""What moves the weights of a tuning run: optimiser, dropout, and in what precision. Called by text_tuning.py."""
 
 import torch
 
@@ -16,17 +14,6 @@ def make_optimiser(settings: TuneSettings, weights: list[torch.Tensor]) -> torch
     ]
     groups = [group for group in groups if group["params"]]
     return schedules.make_optimiser(settings.optimiser, groups, settings.rate, settings.weight_decay)
-
-
-def scheduled(step: int, steps: int, settings: TuneSettings) -> float:
-    """The share of the learning rate at a step."""
-    warm = settings.warm_up * steps
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    left = (steps - step) / max(1.0, steps - warm)
-    return left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def choose_precision(asked: str, device: torch.device) -> torch.dtype:

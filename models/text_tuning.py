@@ -29,6 +29,7 @@ from torch import distributed
 from models.export import source_digest
 from models.fitting import Log
 from models.history import History
+from models.schedules import set_rate
 from models.text_adapters import Learner
 from models.text_averaging import Average
 from models.text_batches import split
@@ -36,7 +37,7 @@ from models.text_export import load, reads_left_to_right
 from models.text_gradients import Gradients
 from models.text_memory import live_tokens, measure
 from models.text_objective import Objective
-from models.text_optimiser import choose_precision, make_optimiser, scheduled, set_dropout
+from models.text_optimiser import choose_precision, make_optimiser, set_dropout
 from models.text_pairs import Bought, gather, sold_texts
 from models.text_processes import agree, copies, device_of, fill, processes, shard, whole
 from models.text_pruning import keep_silent
@@ -172,9 +173,8 @@ class Run:
     def _one_step(self) -> None:
         """Gradients of `accumulate` batches, one move. All chance in it comes from the seed and the batches' numbers."""
         settings, number = self.settings, self.at.step
-        rate = settings.rate * scheduled(number, self.steps, settings)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        # By the middle of the step: neither the first nor the last is for nothing.
+        set_rate(self.optimiser, settings.rate, (number + 0.5) / self.steps, settings.schedule, settings.warm_up)
         self.objective.train()
         self.optimiser.zero_grad()
         tokens = 0

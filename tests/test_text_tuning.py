@@ -22,7 +22,7 @@ from models.text_adapters import Learner, last_norm, layers_of, linears_of
 from models.text_batches import Batches
 from models.text_export import load
 from models.text_objective import Objective
-from models.text_optimiser import choose_precision, scheduled
+from models.text_optimiser import choose_precision
 from models.text_pairs import gather
 from models.text_settings import Loss, Optimiser, Trains
 from models.text_tower import Reading, TextTower
@@ -310,15 +310,6 @@ def test_sorting_by_length_and_keeping_activations_change_memory_not_gradients(
     for other in found[1:]:
         for name, gradient in found[0].items():
             torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-3)
-
-
-def test_the_rate_rises_and_falls_as_it_says() -> None:
-    settings = replace(SHORT, warm_up=0.1, schedule="linear")
-    assert scheduled(0, 100, settings) == pytest.approx(1 / 11)
-    assert scheduled(10, 100, settings) == 1.0
-    assert scheduled(55, 100, settings) == pytest.approx(0.5)
-    assert scheduled(55, 100, replace(settings, schedule="cosine")) == pytest.approx(0.5)
-    assert scheduled(99, 100, replace(settings, schedule="constant")) == 1.0
 
 
 def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
