@@ -29,8 +29,8 @@ jars: $(STAMP)
 demo: setup  ## real baskets through real Kafka: lists, a click, the list after (ARGS='--fast --json')
 	@$(BIN)/slatecast demo $(ARGS)
 
-test: setup  ## the whole suite, on the real broker (ARGS='-k name')
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## the whole suite, on the real broker, in two processes (ARGS='-k name', or '-n 0' for one)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup  ## ruff, mypy --strict, import-linter: before every commit
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,6 +1,7 @@
 """Real services for the whole suite: Apache Kafka and Valkey, started once, or those of the environment.
 
-SLATECAST_TEST_BOOTSTRAP and SLATECAST_TEST_REDIS point the suite at a cluster of one's own.
+SLATECAST_TEST_BOOTSTRAP and SLATECAST_TEST_REDIS point the suite at a cluster of one's own. `make test` runs it in two
+processes, a file in one of them (pytest-xdist), each with services of its own.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import msgspec
@@ -26,7 +28,7 @@ hypothesis.settings.load_profile("suite")
 HOME = Path(os.environ.get("SLATECAST_HOME", Path(__file__).parents[1] / "var"))
 _numbers = itertools.count()
 _run = uuid.uuid4().hex[:6]
-_broker: list[str] = []
+_brokers: set[str] = set()
 
 
 @pytest.fixture(scope="session")
@@ -36,16 +38,16 @@ def home() -> Path:
 
 
 @pytest.fixture(scope="session")
-def services(home: Path) -> Iterator[Settings]:
+def services(home: Path, pytestconfig: pytest.Config) -> Iterator[Settings]:
     """Settings of the running services."""
     bootstrap, redis = os.environ.get("SLATECAST_TEST_BOOTSTRAP"), os.environ.get("SLATECAST_TEST_REDIS")
     if bootstrap and redis:
-        _broker.append(f"the cluster at {bootstrap}")
+        _say_broker(pytestconfig, f"the cluster at {bootstrap}")
         yield Settings(bootstrap=bootstrap, redis=redis)
         return
     jars.fetch_kafka(home)
     with embedded.Embedded(home) as running:
-        _broker.append(f"Apache Kafka {jars.kafka_version()} (embedded) and {_valkey_version(running)}")
+        _say_broker(pytestconfig, f"Apache Kafka {jars.kafka_version()} (embedded) and {_valkey_version(running)}")
         yield Settings(bootstrap=running.bootstrap, redis=running.redis_url)
 
 
@@ -73,8 +75,20 @@ def wait_for() -> Callable[[Callable[[], bool], float], None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which broker ran."""
-    for line in _broker:
+    for line in sorted(_brokers):
         terminalreporter.write_line(f"broker: {line}")
+
+
+def _say_broker(config: pytest.Config, line: str) -> None:
+    """To this process, and to the one that began it and writes the summary, if there is one."""
+    _brokers.add(line)
+    getattr(config, "workeroutput", {})["broker"] = line
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a process of the suite says when it ends (a hook of pytest-xdist)."""
+    _brokers.update(line for name, line in getattr(node, "workeroutput", {}).items() if name == "broker")
 
 
 def _valkey_version(running: embedded.Embedded) -> str:

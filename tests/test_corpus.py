@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
+import numpy as np
 import pytest
 from confluent_kafka import KafkaError, Message
 from corpus_helpers import FOLDER, REJECTED, Kind, read_corpus
@@ -44,8 +45,8 @@ BY_NAME = {kind.name: kind for kind in CORPUS}
 EVENTS = [kind for kind in CORPUS if kind.topic == "events"]
 QUERIES = [kind for kind in EVENTS if kind.group == "text" and kind.verdict == "used"]
 ITEMS = [kind for kind in CORPUS if kind.topic == "items"]
-TIMES = 20
-LARGE = 300_000  # bytes of a kind that is sent twice, not twenty times
+TIMES = 40  # 113 MiB, of which none may stay
+LARGE = 300_000  # bytes of a kind that is sent twice, not forty times
 GOOD = 10_000
 MIB = 1024 * 1024
 
@@ -358,12 +359,14 @@ def test_the_whole_corpus_among_good_events_changes_nothing_for_them(
     ranker = Ranker(settings)
     try:
         ranker.reach(len(first) + len(mixed), wait_for)
-        growth = max(ranker.rss) - ranker.rss[0]
+        steps = np.diff(np.maximum.accumulate(ranker.rss))
         stream.send([*giants, *live])
         ranker.reach(len(stream.places), wait_for)
     finally:
         ranker.end()
-    assert growth < 128 * MIB  # measured: 85 MiB, most of it the client's queues
+    # What the first list loads comes at once, 145 MiB if no test has made a list before; what leaks comes with every batch.
+    # Measured: 40 to 90 MiB, most of it the client's queues.
+    assert steps.sum() - steps.max() < 128 * MIB
 
     sent = list(stream.places.values())
     profiles = {(r.key or b"").decode(): r.value for r in read_topic(settings, "profiles")}
