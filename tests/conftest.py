@@ -88,7 +88,8 @@ def _say_broker(config: pytest.Config, line: str) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """What a process of the suite says when it ends (a hook of pytest-xdist)."""
-    _brokers.update(line for name, line in getattr(node, "workeroutput", {}).items() if name == "broker")
+    if line := getattr(node, "workeroutput", {}).get("broker"):
+        _brokers.add(line)
 
 
 def _valkey_version(running: embedded.Embedded) -> str:

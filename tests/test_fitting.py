@@ -192,6 +192,15 @@ def test_a_rate_stays_between_nothing_and_its_highest(share: float, schedule: st
     assert -1e-9 <= optimiser.param_groups[0]["lr"] <= 2.0 + 1e-9
 
 
+def test_the_rate_rises_and_falls_as_it_says() -> None:
+    assert height(0.0, "linear", 0.1) == 0.0
+    assert height(0.05, "linear", 0.1) == pytest.approx(0.5)
+    assert height(0.1, "linear", 0.1) == 1.0
+    assert height(0.55, "linear", 0.1) == pytest.approx(0.5)
+    assert height(0.55, "cosine", 0.1) == pytest.approx(0.5)
+    assert height(0.99, "constant", 0.1) == 1.0
+
+
 def test_one_cycle_is_torchs() -> None:
     steps, weight = 1000, torch.nn.Parameter(torch.ones(1))
     ours, theirs = (make_optimiser("adamw", [weight], 1e-2, 0.0) for _ in range(2))
