@@ -1,8 +1,7 @@
 """The shop as of a moment in the past: profiles and signals replayed from history, by the code that serves.
 
 The same functions as in the live ranker and aggregator (`apply`, `Tally`, `absorb`) in the same order, so what
-training sees is what serving will see: figures do not ask which events were counted together. Which neighbours an item
-with more than 50 loses does, so events are counted as they come in live: those of one second together, mostly a basket.
+training sees is what serving will see: neither figures nor neighbours ask which events of a day were counted together.
 Called by training and by evaluation.
 """
 
@@ -18,7 +17,7 @@ from recsys.context import Request, Shop
 from recsys.events import Cart, Click, Event, Impression, Purchase, View
 from recsys.profiles import CART, CLICK, EMPTY, PURCHASE, VIEW, Profile, apply
 from recsys.signal_table import SignalTable
-from recsys.signals import Signal, Tally, absorb
+from recsys.signals import DAY_S, Signal, Tally, absorb
 
 _KIND: dict[int, type[Click | View | Cart | Purchase]] = {VIEW: View, CLICK: Click, CART: Cart, PURCHASE: Purchase}
 
@@ -46,14 +45,15 @@ class World:
         self._row_of_ref = {item_ref(item.item): row for row, item in enumerate(history.items)}
 
     def advance(self, until_s: int, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Live through every event before `until_s`, which must not lie before where it stands. About 65 µs an event."""
+        """Live through every event before `until_s`, which must not lie before where it stands. About 107 µs an event."""
         if until_s < self.now_s:
             raise ValueError(f"a world at {self.now_s} cannot go back to {until_s}: what was learned since would leak")
         history, catalogue = self.history, self.shop.catalogue
         end = int(np.searchsorted(history.ts_s, until_s))
         touched: set[int] = set()
         while self._at < end:
-            chunk = slice(self._at, int(np.searchsorted(history.ts_s, history.ts_s[self._at], "right")))
+            midnight_s = (int(history.ts_s[self._at]) // DAY_S + 1) * DAY_S
+            chunk = slice(self._at, min(end, int(np.searchsorted(history.ts_s, midnight_s))))
             tally = Tally()
             columns = (history.user[chunk], history.item[chunk], history.ts_s[chunk], history.action[chunk])
             for user, item, ts_s, action in zip(*(column.tolist() for column in columns), strict=True):

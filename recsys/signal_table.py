@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
-from recsys.signals import KEEP_NEIGHBOURS, LONG_S, SHORT_S, Signal
+from recsys.signals import KEEP_NEIGHBOURS, LONG_S, SHORT_S, Signal, heaviest
 
 MAX_TRENDING = 500  # the most a source is asked for (Policy.per_source)
 TYPICAL_D = 30.0  # days between purchases of one thing, before anything is known of it
@@ -42,7 +42,7 @@ class SignalTable:
         self.grow()
         get = self._catalogue.row_of_ref.get
         self.neighbours[row] = -1
-        for at, (ref, weight) in enumerate(signal.neighbours):
+        for at, (ref, weight) in enumerate(heaviest(signal.neighbours, KEEP_NEIGHBOURS)):
             self.neighbours[row, at] = get(ref, -1)
             self.weights[row, at] = weight
         for name in _FIGURES:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from recsys.errors import BadEvent
-from recsys.signals import Increment, Signal, absorb, merge
+from recsys.signals import DAY_S, Increment, Signal, absorb, merge
 from streams.records import Output, Record
 from streams.rejects import put_aside
 from streams.settings import Settings
@@ -36,19 +36,23 @@ class SignalsTask:
     def process(self, records: Sequence[Record], state: State) -> list[Output]:
         """One state per touched item, whatever the number of its increments in the batch."""
         outputs: list[Output] = []
-        pending: dict[tuple[int, str], Increment] = {}
+        pending: dict[tuple[int, str, int], Increment] = {}  # of an item's day
         for record in records:
             try:
-                key = (record.partition, (record.key or b"").decode())
                 inc = _decode_increment(record.value or b"")
+                key = (record.partition, (record.key or b"").decode(), inc.ts_s // DAY_S)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 bad = BadEvent("decode", f"not an increment of an item: {error}; only rankers write this topic")
                 outputs.append(put_aside(record, bad, "signals", self._rejects))
                 continue
             pending[key] = merge(pending[key], inc) if key in pending else inc
-        for (partition, item), inc in pending.items():
-            known = state.get(partition, item)
-            signal = absorb(decode_signal(known) if known else Signal(), inc)
+        signals: dict[tuple[int, str], Signal] = {}
+        for (partition, item, _), inc in sorted(pending.items(), key=lambda found: found[0][2]):
+            if (partition, item) not in signals:
+                known = state.get(partition, item)
+                signals[partition, item] = decode_signal(known) if known else Signal()
+            signals[partition, item] = absorb(signals[partition, item], inc)
+        for (partition, item), signal in signals.items():
             state.put(partition, item, _encode_signal(signal))
         return outputs
 

@@ -18,6 +18,7 @@ from recsys.signal_table import SignalTable, neighbour_scores
 from recsys.signals import (
     KEEP_NEIGHBOURS,
     LONG_S,
+    MOST_NEIGHBOURS,
     PAIR_PARTNERS,
     SHORT_S,
     Increment,
@@ -30,14 +31,18 @@ from recsys.signals import (
 
 A, B, C = item_ref("a"), item_ref("b"), item_ref("c")
 MINUTE = 1 / 1440  # of a day
+MIDNIGHT = T // DAY_S * DAY_S
 
 
 def tally(*events: Event) -> dict[str | int, Increment]:
-    """Increments of one user's events, one after the other."""
+    """Increments of one user's events, one after the other; those of all days as one."""
     counted = Tally()
     for at, event in enumerate(events):
         counted.add(event, remember(*events[:at]))
-    return dict(counted.increments())
+    found: dict[str | int, Increment] = {}
+    for key, inc in counted.increments():
+        found[key] = merge(found[key], inc) if key in found else inc
+    return found
 
 
 # --- what events add --------------------------------------------------------------------------------------------------
@@ -124,6 +129,13 @@ def test_an_increment_written_before_there_was_a_fast_figure_is_still_read() -> 
     assert signal == Signal(T, ((A, 2.0),), 3.0, 3.0, 5.0, 4, 1)
 
 
+def test_a_batch_over_midnight_makes_an_increment_of_each_day_the_earlier_first() -> None:
+    counted = Tally()
+    for days_ago in (0, 1, 0):
+        counted.add(bought("b", days_ago, user=f"u{days_ago}"), EMPTY)
+    assert [(key, inc.ts_s, inc.buyers) for key, inc in counted.increments()] == [("b", T - DAY_S, 1), ("b", T, 2)]
+
+
 def test_a_batch_makes_one_increment_a_key_however_many_users_are_in_it() -> None:
     counted = Tally()
     for user in range(30):
@@ -204,9 +216,37 @@ def test_merging_does_not_ask_which_is_first(one: Increment, two: Increment) -> 
 
 def test_the_heaviest_neighbours_are_kept_ties_by_name() -> None:
     partners = tuple((ref, float(ref % 40)) for ref in range(1, 200))
-    kept = absorb(Signal(), Increment(T, partners)).neighbours
-    assert len(kept) == KEEP_NEIGHBOURS
-    assert kept == tuple(sorted(partners, key=lambda pair: (-pair[1], pair[0])))[:KEEP_NEIGHBOURS]
+    by_weight = [ref for ref, _ in sorted(partners, key=lambda pair: (-pair[1], pair[0]))]
+    today = absorb(Signal(), Increment(MIDNIGHT, partners))
+    assert dict(today.neighbours) == dict(partners)
+    tomorrow = absorb(today, Increment(MIDNIGHT + DAY_S))
+    assert [ref for ref, _ in tomorrow.neighbours] == by_weight[:KEEP_NEIGHBOURS]
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 5, 40]))
+def test_which_neighbours_are_forgotten_does_not_depend_on_batches(seed: int, batch: int) -> None:
+    rng = np.random.default_rng(seed)
+    days = [
+        [Increment(MIDNIGHT + day * DAY_S + at * 60, ((int(rng.integers(120)), 1.0),)) for at in range(80)]
+        for day in range(4)
+    ]
+    one_by_one = fold([inc for day in days for inc in day])
+    batches = [reduce(merge, day[at : at + batch]) for day in days for at in range(0, len(day), batch)]
+    in_batches, after = fold(batches), Increment(MIDNIGHT + 4 * DAY_S)
+    assert len(one_by_one.neighbours) > KEEP_NEIGHBOURS
+    same(absorb(one_by_one, after), absorb(in_batches, after))
+
+
+def test_a_day_of_too_many_neighbours_forgets_the_lightest_at_once() -> None:
+    partners = tuple((ref, float(ref)) for ref in range(1, MOST_NEIGHBOURS + 100))
+    assert absorb(Signal(), Increment(T, partners)).neighbours == partners[: -MOST_NEIGHBOURS - 1 : -1]
+
+
+def test_a_newcomer_has_a_day_to_become_a_neighbour() -> None:
+    known = absorb(Signal(), Increment(MIDNIGHT - 1, tuple((ref, 3.0) for ref in range(1, KEEP_NEIGHBOURS + 1))))
+    one_by_one = fold([Increment(MIDNIGHT + hour * 3600, ((99, 1.0),)) for hour in range(4)], known)
+    assert dict(one_by_one.neighbours)[99] == pytest.approx(4.0, rel=0.01)
+    assert 99 in dict(absorb(one_by_one, Increment(MIDNIGHT + DAY_S)).neighbours)
 
 
 # --- as arrays --------------------------------------------------------------------------------------------------------
