@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from models.export import default_weights, export_tower
 from recsys.catalogue import Item, encode_item
 from recsys.events import Purchase, encode_event
-from streams.cli.bench import texts
+from streams.cli.bench_texts import texts
 
 DAY_MS = 86_400_000
 T_MS = 1_300_060_800_000  # midnight UTC

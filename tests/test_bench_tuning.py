@@ -16,7 +16,7 @@ from recsys.catalogue import encode_item
 from recsys.events import Purchase, encode_event
 from streams.bench import tuned_texts
 from streams.bench.tuning_speed import Work, draw_texts, time_engine
-from streams.cli.bench import tune_text
+from streams.cli.bench_texts import tune_text
 
 DAY_MS, T_MS = 86_400_000, 1_300_060_800_000  # midnight UTC
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter, and of the peer's older loop
