@@ -10,20 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
-import numpy as np
-
-from models.serving import Models, Serving, Successor, find_vectors, warm_up
+from models.serving import Models, Serving, Successor, warm_up
 from models.vector_index import Approximate
 from recsys.candidates import Source, default_sources, follow_policy
-from recsys.catalogue import Catalogue, decode_item, item_text
 from recsys.context import Request, Shop
 from recsys.errors import BadEvent, ModelRejected
 from recsys.events import Event, check_arrival, decode_event, event_hash
 from recsys.pipeline import recommend
 from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
-from recsys.signal_table import SignalTable
-from recsys.signals import Signal, Tally
+from recsys.signals import Tally
 from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, slate_id
 from recsys.triggers import should_recommend
 from streams import telemetry
@@ -31,93 +27,15 @@ from streams.policies import PolicyReader
 from streams.records import BACKFILL, Output, Record
 from streams.rejects import put_aside
 from streams.settings import Settings
-from streams.signals import decode_signal, encode_increment
+from streams.shelf import Shelf
+from streams.signals import encode_increment
 from streams.state import State
-from streams.tables import TableReader
 
 log = logging.getLogger(__name__)
 
 QUERY_S = 1800  # a search speaks for the next half hour
 LIVE_BATCH = 32  # ≈ 60 ms of list-making at most: what a burst may add to the wait of its last event
 BULK_BATCH = 2000  # without lists a transaction's 5 ms are best shared by many
-EMBED_PER_REFRESH = 32  # texts, ≈ 80 ms: new items are embedded while serving, but never for long
-
-
-class Shelf:
-    """The catalogue and the signals as this ranker knows them, kept current from their topics."""
-
-    def __init__(self, settings: Settings, models: Models) -> None:
-        self._models = models
-        self.catalogue = Catalogue(dim=models.dim)
-        self.signals = SignalTable(self.catalogue)
-        self._early: dict[str, Signal] = {}  # signals of items that the catalogue does not know yet
-        self._waiting: list[tuple[int, str]] = []  # rows and texts to embed
-        self._items = TableReader(settings, "items", self._take_item)
-        self._signals = TableReader(settings, "signals", self._take_signal)
-        self.bad_items: Counter[str] = Counter()
-
-    def catch_up(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Read both topics to their end, and embed what the release has not seen; `beat` hears of each step."""
-        counts = self._items.catch_up(), self._signals.catch_up()
-        if self._waiting:
-            log.info("ranker: embedding %d items that the release does not know", len(self._waiting))
-        while self._waiting:
-            self._embed(512)
-            beat()
-        log.info("ranker: %d items, %d signals read", *counts)
-
-    def follow(self) -> None:
-        """Take what has come, without waiting."""
-        self._items.follow()
-        self._signals.follow()
-        if self._waiting:
-            self._embed(EMBED_PER_REFRESH)
-
-    def adopt(self, successor: Successor) -> None:
-        """Go on with another release's vectors; what has changed since they were made gets its own as new items do."""
-        live, own = self.catalogue, successor.catalogue
-        vectors, size = own.vectors, len(live.available)
-        if len(vectors) < size:  # the catalogue has grown since
-            vectors = np.concatenate([vectors, np.zeros((size - len(vectors), vectors.shape[1]), np.float32)])
-        changed = [
-            row
-            for row, item in enumerate(live.items)
-            if row >= len(own) or (item is not own.items[row] and item_text(item) != item_text(own.items[row]))
-        ]
-        self._models, live.vectors, live.embedded = successor.models, vectors, own.embedded
-        live.set_vectors(changed, np.zeros((len(changed), vectors.shape[1]), np.float32))  # not of the old tower
-        self._waiting = find_vectors(self._models, live, changed)
-
-    def _take_item(self, record: Record) -> None:
-        key = (record.key or b"").decode(errors="replace")
-        if record.value is None:
-            self.catalogue.remove(key)
-            return
-        try:
-            item = decode_item(record.value)
-            row = self.catalogue.upsert(item)
-        except BadEvent as error:  # the topic keeps the bytes; the item is missing here, which is said and counted
-            self.bad_items[error.reason_class] += 1
-            log.warning("ranker: item at %s:%d ignored: %s", record.partition, record.offset, error)
-            return
-        self.signals.grow()
-        if item.item in self._early:
-            self.signals.update(row, self._early.pop(item.item))
-        self._waiting += find_vectors(self._models, self.catalogue, [row])
-
-    def _take_signal(self, record: Record) -> None:
-        item = (record.key or b"").decode()
-        signal = decode_signal(record.value) if record.value is not None else Signal()  # a tombstone: nothing is known
-        row = self.catalogue.row(item)
-        if row < 0:
-            self._early[item] = signal
-        else:
-            self.signals.update(row, signal)
-
-    def _embed(self, limit: int) -> None:
-        batch, self._waiting = self._waiting[:limit], self._waiting[limit:]
-        rows = [row for row, _ in batch]
-        self.catalogue.set_vectors(rows, self._models.embed([text for _, text in batch]))
 
 
 class RankerTask:

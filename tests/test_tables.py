@@ -12,9 +12,9 @@ from recsys.catalogue import Item
 from recsys.errors import Unavailable
 from recsys.signals import Signal
 from streams import clients
-from streams.ranker import Shelf
 from streams.records import Record
 from streams.settings import Settings
+from streams.shelf import Shelf
 from streams.state import end_offsets
 from streams.tables import TableReader
 
