@@ -1,8 +1,7 @@
 """Our own lists, as the evaluation protocol asks for them: the pipeline that serves, at moments in the past.
 
 At each origin the scorer is fitted anew on the weeks before it, and lists are made from profiles and signals replayed
-up to it. Nothing else differs from serving, except that only the origin's catalogue may be shown, and that task `new`
-also leaves out purchases older than a profile remembers.
+up to it. Nothing else differs from serving, except that only the origin's catalogue may be shown.
 """
 
 import tempfile
@@ -114,41 +113,17 @@ def show(
     allowed = np.zeros(len(catalogue.available), np.bool_)
     allowed[origin.rows] = True
     known, catalogue.available = catalogue.available, allowed
-    policy = msgspec.structs.replace(policy, repeats=task)
+    policy = msgspec.structs.replace(policy, repeats=task, slate_size=k)
     shown_before, lists = signals.exposure, np.full((len(origin.users), k), -1, np.int64)
     for _ in range(2 if policy.exposure_penalty else 1):
         for start in range(0, len(origin.users), BATCH):
             places = np.arange(start, min(start + BATCH, len(origin.users)))
-            lists[places] = _list(world, sources, score, policy, origin, places, k, k)
-            # Of `new` some slots fall to purchases that the profile has forgotten: then a longer list is asked for.
-            short = places[lists[places, -1] < 0] if task == "new" else places[:0]
-            if len(short):
-                lists[short] = _list(world, sources, score, policy, origin, short, k, 2 * k)
+            requests = [world.request(user) for user in origin.users[places].tolist()]
+            for place, draft in zip(places, recommend(requests, world.shop, sources, score, policy), strict=True):
+                rows = [catalogue.row(item.item) for item in draft.items]
+                lists[place, : len(rows)] = rows
             batch = lists[places]
             signals.count_shown(batch[batch >= 0], world.now_s)
     signals.restore_shown(shown_before)
     catalogue.available = known
-    return lists
-
-
-def _list(
-    world: World,
-    sources: Sequence[Source],
-    score: Score,
-    policy: Policy,
-    origin: Origin,
-    places: NDArray[np.int64],
-    k: int,
-    size: int,
-) -> NDArray[np.int64]:
-    """The first k of lists of `size`, for some of the origin's users: (P, k), -1 padded."""
-    catalogue = world.shop.catalogue
-    lists = np.full((len(places), k), -1, np.int64)
-    requests = [world.request(user) for user in origin.users[places].tolist()]
-    drafts = recommend(requests, world.shop, sources, score, msgspec.structs.replace(policy, slate_size=size))
-    for at, draft in enumerate(drafts):
-        rows = np.array([catalogue.row(item.item) for item in draft.items], np.int64)
-        if policy.repeats == "new":
-            rows = rows[~origin.seen[places[at], np.searchsorted(origin.rows, rows)]]
-        lists[at, : len(rows[:k])] = rows[:k]
     return lists

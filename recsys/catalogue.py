@@ -2,7 +2,7 @@
 
 Rows are given in order of arrival and never move while a process lives, so neighbours, vectors and features can
 refer to a row. A tombstone switches a row off. Profiles refer to items by a 48-bit hash (`item_ref`): 6 bytes
-instead of a string of any length is what lets 600 purchases fit into a profile of 8 KiB.
+instead of a string of any length is what lets 600 purchases fit into a profile of 10 KiB.
 """
 
 import functools
@@ -97,7 +97,7 @@ class Catalogue:
 
     category: (N, 3) int32, codes of the path's first three levels as prefixes, -1 where there is none
     brand: (N,) int32, -1 without one;  log_price: (N,) float32, NaN where unknown
-    first_s: (N,) float64 seconds, NaN where unknown;  available: (N,) bool
+    first_s: (N,) float64 seconds, NaN where unknown;  available: (N,) bool;  refs: (N,) uint64, see `item_ref`
     vectors: (N, D) float32 unit text vectors, zero until the tower has seen the item;  words: of the titles
     """
 
@@ -142,6 +142,7 @@ class Catalogue:
             self.row_of_ref[ref] = row
             if row == len(self.available):
                 self._allocate(2 * row, self.vectors.shape[1])
+            self.refs[row] = ref
         elif item_text(self.items[row]) != item_text(item):
             self.set_vectors([row], np.zeros((1, self.vectors.shape[1]), np.float32))  # the old one is no longer true
         self.words.put(row, item.title)
@@ -192,6 +193,7 @@ class Catalogue:
             return fresh
 
         self.category = grown("category", (size, 3), np.int32, -1)
+        self.refs = grown("refs", (size,), np.uint64, 0)
         self.brand = grown("brand", (size,), np.int32, -1)
         self.log_price = grown("log_price", (size,), np.float32, np.nan)
         self.first_s = grown("first_s", (size,), np.float64, np.nan)

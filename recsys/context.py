@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
 from recsys.item_models import ItemModels
-from recsys.profiles import Profile, read_log
+from recsys.profiles import Profile, owns, read_log
 from recsys.signal_table import SignalTable
 from recsys.signals import DAY_S, WEIGHT
 
@@ -139,6 +139,12 @@ def own_counts(context: Context, half_life_s: float = 60 * DAY_S) -> tuple[NDArr
     """What the user buys again and again: distinct bought rows with their decayed count, unordered."""
     rows, inverse = np.unique(context.bought.rows, return_inverse=True)
     return rows, np.bincount(inverse, 0.5 ** (context.bought.age_s / half_life_s), len(rows)).astype(np.float64)
+
+
+def ever_bought(context: Context, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the user bought these items at any time, also before what the profile keeps: (C,) bool."""
+    known: NDArray[np.bool_] = np.isin(rows, context.bought.rows)
+    return known | owns(context.request.profile.owned, context.shop.catalogue.refs[rows])
 
 
 def basket_ages_s(bought: Touched) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.candidates import Candidates
-from recsys.context import Context
+from recsys.context import Context, ever_bought
 from recsys.policy import Policy
 
 FATIGUE_S = 7 * 86_400
@@ -26,10 +26,10 @@ def filter_candidates(context: Context, candidates: Candidates, policy: Policy) 
     rows = candidates.rows
     available = context.shop.catalogue.available[rows]
     bought = context.bought
-    recently = bought.rows if policy.repeats == "new" else bought.rows[bought.age_s < policy.cooldown_h * 3600]
+    recently = bought.rows[bought.age_s < policy.cooldown_h * 3600]
     reasons = {
         "unavailable": ~available,
-        "bought": np.isin(rows, recently),
+        "bought": ever_bought(context, rows) if policy.repeats == "new" else np.isin(rows, recently),
         "fatigued": _fatigued(context, rows, policy.fatigue_shown),
     }
     keep = np.ones(len(rows), np.bool_)
@@ -50,6 +50,7 @@ def _fatigued(context: Context, rows: NDArray[np.int64], limit: int) -> NDArray[
         return np.zeros(len(rows), np.bool_)
     week = context.shown.rows[context.shown.age_s < FATIGUE_S]
     seen, times = np.unique(week, return_counts=True)
-    wanted = np.concatenate([context.touched.rows[context.touched.age_s < FATIGUE_S], context.bought.rows])
-    tired: NDArray[np.bool_] = np.isin(rows, seen[(times >= limit) & ~np.isin(seen, wanted)])
+    touched = context.touched.rows[context.touched.age_s < FATIGUE_S]
+    wanted = np.isin(seen, touched) | ever_bought(context, seen)
+    tired: NDArray[np.bool_] = np.isin(rows, seen[(times >= limit) & ~wanted])
     return tired

@@ -1,4 +1,4 @@
-"""What we know of one user: the newest distinct events, in 8 KiB.
+"""What we know of one user: the newest distinct events, and what was bought before them, in 10 KiB.
 
 A profile is a set, not a sum. It keeps the N newest events of each kind, ordered by (time, item), and everything
 else (affinities, own frequency, breadth) is computed from them when a list is made. "The N newest of a set" does
@@ -7,6 +7,9 @@ events end in the same bytes. A running sum could promise that only for events t
 
 The logs are packed records, big-endian, so that comparing bytes compares (time, item) and appending the newest event
 is one concatenation. Times are whole seconds.
+
+Purchases that no longer fit leave the name of their item in a Bloom filter, a set that only grows: who buys groceries
+passes 600 purchases within the year, and of a list of new things 43 % of what such users got was bought before.
 
 The one exception: an event that bears the id of another. The first to arrive stands, the second is refused; so long as
 the ring of ids remembers the first.
@@ -24,10 +27,12 @@ from recsys.catalogue import item_key
 from recsys.errors import BadEvent
 from recsys.events import Cart, Click, Event, Impression, Purchase, Search, View
 
-PROFILE_MAX_BYTES = 8192  # the limits below fill it exactly; a user with 20 purchases and 20 touches takes 1 KiB
+PROFILE_MAX_BYTES = 10_240  # the limits below fill it exactly; a user with 20 purchases and 20 touches takes 1 KiB
 # 6,000 B. Households that buy groceries remember 600 purchases a year; of 190 the lists are worse than own frequency
 # (.97 of it at 2017-09-11, 1.01 with 600; new items .91 of EASE, 1.12 with 600).
 KEEP_PURCHASES = 600
+# Of 1,000 items in it .2 % of those not in it seem to be, of 2,000 2 %, of 4,000 15 %: these are not offered as new.
+OWNED_BYTES, OWNED_BITS = 2045, 4
 KEEP_TOUCHES = 60  # clicks, views, carts: 660 B
 KEEP_SHOWN = 48  # 480 B
 KEEP_IDS = 40  # the ring by which repeats and conflicts are recognised: 480 B
@@ -54,6 +59,7 @@ class Profile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     shown: bytes = b""
     ids: bytes = b""
     queries: tuple[tuple[int, str], ...] = ()  # (seconds, text)
+    owned: bytes = b""  # items of purchases older than those in `purchases`: see `owns`
 
 
 class Log(msgspec.Struct, frozen=True):
@@ -72,7 +78,8 @@ decode_profile = _decoder.decode
 
 
 def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
-    """The profile with one event more; the same object if nothing changed: a duplicate, or too old to keep.
+    """The profile with one event more; the same object if nothing changed: a duplicate, or too old to keep. Of a purchase
+    too old to keep its item is remembered.
 
     identity: `event_hash` of the event. 8 bytes name it whatever its time; raises BadEvent (duplicate_conflict) if the
     id was that of another event. 6 bytes name it together with its time: an event without an id, or a replay of history.
@@ -93,8 +100,11 @@ def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
         raise BadEvent("duplicate_conflict", f"id: {event.id!r} is that of another event; give each event its own")
     ids = _insert(profile.ids, record, ID_WIDTH, KEEP_IDS)
     purchases, touches, shown, queries = profile.purchases, profile.touches, profile.shown, profile.queries
+    owned = profile.owned
     if isinstance(event, Purchase):
-        purchases = _insert(purchases, ts + item_key(event.item), 10, KEEP_PURCHASES)
+        purchases = _insert(purchases, ts + item_key(event.item), 10, KEEP_PURCHASES + 1)
+        if len(purchases) > 10 * KEEP_PURCHASES:
+            owned, purchases = _own(owned, purchases[4:10]), purchases[10:]
     elif isinstance(event, Search):
         queries = _remember_query(queries, event.ts_ms // 1000, event.query)
     elif isinstance(event, Impression):
@@ -102,7 +112,7 @@ def apply(profile: Profile, event: Event, identity: bytes) -> Profile:
             shown = _insert(shown, ts + item_key(item), 10, KEEP_SHOWN)
     else:
         touches = _insert(touches, ts + item_key(event.item) + ACTION_BYTE[type(event)], 11, KEEP_TOUCHES)
-    changed = Profile(purchases, touches, shown, ids, queries)
+    changed = Profile(purchases, touches, shown, ids, queries, owned)
     return profile if changed == profile else changed
 
 
@@ -122,9 +132,35 @@ def read_log(packed: bytes, touch: bool = False) -> Log:
     return Log(raw["ts"].astype(np.float64), refs, actions)
 
 
+def owns(owned: bytes, refs: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether items were bought before the purchases that are kept: (n,) bool; never wrongly no. 20 µs for 200.
+
+    A Bloom filter (Bloom 1970) whose bits are two halves of the name, summed (Kirsch & Mitzenmacher 2006).
+
+    >>> owns(_own(b"", (7).to_bytes(6)), np.array([7, 8], np.uint64)).tolist()
+    [True, False]
+    """
+    if not owned:
+        return np.zeros(len(refs), np.bool_)
+    low, high = refs.astype(np.int64) & 0xFFFFFF, refs.astype(np.int64) >> 24
+    at = (low + np.arange(OWNED_BITS)[:, None] * high) % (8 * OWNED_BYTES)
+    held: NDArray[np.bool_] = (np.frombuffer(owned, np.uint8)[at >> 3] >> (at & 7) & 1).all(axis=0)
+    return held
+
+
 def newest_ts_s(profile: Profile) -> int:
     """Seconds of the newest event known, 0 for an empty profile."""
     return int.from_bytes(profile.ids[-ID_WIDTH : 4 - ID_WIDTH]) if profile.ids else 0
+
+
+def _own(owned: bytes, key: bytes) -> bytes:
+    """The filter with one item more."""
+    bits = bytearray(owned or bytes(OWNED_BYTES))
+    high, low = int.from_bytes(key[:3]), int.from_bytes(key[3:])
+    for n in range(OWNED_BITS):
+        at = (low + n * high) % (8 * OWNED_BYTES)
+        bits[at >> 3] |= 1 << (at & 7)
+    return bytes(bits)
 
 
 def _insert(log: bytes, record: bytes, width: int, keep: int) -> bytes:

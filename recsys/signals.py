@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
 
 from recsys.catalogue import item_ref
 from recsys.events import Event, Impression, Search
-from recsys.profiles import ACTION_OF, CART, CLICK, PURCHASE, VIEW, Profile
+from recsys.profiles import ACTION_OF, CART, CLICK, PURCHASE, VIEW, Profile, owns
 
 DAY_S = 86_400
 SHORT_S, LONG_S = 7 * DAY_S, 56 * DAY_S  # half-lives: what is rising, and what is liked
@@ -114,10 +115,12 @@ class Tally:
         gain = Increment(ts_s, long=more, short=more)
         if action == PURCHASE and more > 0:
             last_s = _last_bought_s(before.purchases, own.to_bytes(6))
-            if last_s is None:
-                gain = replace(gain, buyers=1, fresh_long=1.0, fresh_short=1.0)
-            else:  # a late event may come before what it repeats
+            if last_s is not None:  # a late event may come before what it repeats
                 gain = replace(gain, buyers=1, repeats=1, gap_d=abs(ts_s - last_s) / DAY_S)
+            elif before.owned and owns(before.owned, np.array([own], np.uint64))[0]:  # nobody knows when
+                gain = replace(gain, buyers=1)
+            else:
+                gain = replace(gain, buyers=1, fresh_long=1.0, fresh_short=1.0)
         self._gain(event.item, gain)
         self._first_s = self._first_s or ts_s
         grown, day = self._growth(ts_s), ts_s // DAY_S

@@ -31,6 +31,7 @@ from recsys.events import TS_MAX_MS, TS_MIN_MS, Cart, Impression, Search
 from recsys.features import NAMES, compute_features
 from recsys.habits import NEVER_D
 from recsys.policy import Policy
+from recsys.profiles import KEEP_PURCHASES
 
 SOURCES = default_sources(Policy())
 HOUR = 1 / 24  # of a day
@@ -143,6 +144,14 @@ def test_own_frequency_and_intervals() -> None:
     assert found["own_due_distance"] == pytest.approx(np.abs(due), abs=1e-6)
     assert found["own_in_basket"].tolist() == [0, 0, 1, 0]
     assert found["buy_again_rank"] == pytest.approx(np.log1p([0, 2, 1, 200]))
+
+
+def test_what_was_bought_before_the_purchases_that_are_kept_has_been_seen_and_no_more_is_known() -> None:
+    shop, _ = live(plain(3))
+    many = (bought("elsewhere", 1 + n / 100) for n in range(KEEP_PURCHASES))
+    found = columns(look(shop, remember(bought("i0", 50), *many, bought("i1", 1))))
+    assert found["own_seen"].tolist() == [1, 1, 0]
+    assert found["own_count"] == pytest.approx(np.log1p([0, 1, 0]))
 
 
 def test_touches_carts_and_showings_lately() -> None:

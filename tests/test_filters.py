@@ -10,7 +10,7 @@ from recsys.events import Event
 from recsys.filters import filter_candidates
 from recsys.pipeline import recommend
 from recsys.policy import Policy
-from recsys.profiles import Profile, apply
+from recsys.profiles import KEEP_PURCHASES, Profile, apply
 from recsys.scoring import Scored
 
 HOUR = 1 / 24  # of a day
@@ -49,6 +49,14 @@ def test_lists_of_new_items_leave_out_whatever_was_ever_bought() -> None:
     events = bought("i2", 400), bought("i3", 1), clicked("i4")
     assert kept(*events, policy=Policy(repeats="new"))[0] == ["i0", "i1", "i4"]
     assert kept(*events)[0] == ["i0", "i1", "i2", "i3", "i4"]
+
+
+def test_lists_of_new_items_leave_out_what_was_bought_before_the_purchases_that_are_kept() -> None:
+    many = [bought("elsewhere", 1 + n / 100) for n in range(KEEP_PURCHASES)]
+    events = bought("i2", 400), *many
+    assert kept(*events, policy=Policy(repeats="new"))[0] == ["i0", "i1", "i3", "i4"]
+    assert kept(*events)[0] == ["i0", "i1", "i2", "i3", "i4"]
+    assert "i2" in kept(*(shown(["i2"], days / 2) for days in range(5)), *events)[0]  # a habit does not tire
 
 
 def test_an_item_shown_too_often_in_vain_is_left_out() -> None:

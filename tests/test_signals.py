@@ -13,7 +13,7 @@ from shop_helpers import DAY_S, T, bought, clicked, crowd, live, made, names, pl
 
 from recsys.catalogue import Item, item_ref
 from recsys.events import Cart, Event, View
-from recsys.profiles import EMPTY
+from recsys.profiles import EMPTY, KEEP_PURCHASES
 from recsys.signal_table import SignalTable, neighbour_scores
 from recsys.signals import (
     KEEP_NEIGHBOURS,
@@ -101,6 +101,13 @@ def test_who_comes_back_another_day_is_interested_again_and_a_repeat() -> None:
     assert (found["a"].buyers, found["a"].repeats) == (2, 1)
     assert found["a"].gap_d == 7
     assert found["a"].fresh_long == pytest.approx(0.5 ** (-seven_days / LONG_S), rel=1e-4)
+
+
+def test_a_repeat_of_what_was_bought_before_the_purchases_that_are_kept_is_no_first_purchase() -> None:
+    counted = Tally()
+    counted.add(bought("a"), remember(bought("a", 400), *(bought("b", 2 + n / 100) for n in range(KEEP_PURCHASES))))
+    ((_, inc),) = counted.increments()
+    assert (inc.buyers, inc.repeats, inc.fresh_long, inc.gap_d) == (1, 0, 0, 0)
 
 
 def test_a_key_that_only_looks_like_the_items_across_two_records_is_no_purchase() -> None:

@@ -38,8 +38,9 @@ from recsys.candidates import (
     gather,
 )
 from recsys.catalogue import Catalogue, Item
-from recsys.context import Context
+from recsys.context import Context, see
 from recsys.policy import Policy
+from recsys.profiles import KEEP_PURCHASES
 
 SOURCES = {source.name: source for source in default_sources(Policy())}
 EVERY = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
@@ -88,6 +89,20 @@ def test_a_short_answer_is_the_beginning_of_a_long_one(source: Source, seed: int
     context = a_moment(seed)
     longest = source.find(context, 500).rows.tolist()
     assert [source.find(context, limit).rows.tolist() for limit in LIMITS] == [longest[:limit] for limit in LIMITS]
+
+
+@given(st.integers(0, 30))
+@settings(deadline=None, max_examples=8)
+def test_what_models_say_of_unseen_items_holds_nothing_bought_lately_or_long_ago(seed: int) -> None:
+    context, source = a_moment(seed), SOURCES["ease_unseen"]
+    answer = source.find(context, 50)
+    lately, long_ago = (context.shop.catalogue.items[row].item for row in answer.rows[:2])
+    elsewhere = (bought("elsewhere", 1 + n / 100) for n in range(KEEP_PURCHASES))
+    more = remember(bought(long_ago, 400), *elsewhere, bought(lately, 1))
+    profile = msgspec.structs.replace(context.request.profile, purchases=more.purchases, owned=more.owned)
+    request = msgspec.structs.replace(context.request, profile=profile)
+    later = msgspec.structs.replace(see(request, context.shop), learned=context.learned)
+    assert set(names(context.shop.catalogue, source.find(later, 50).rows)).isdisjoint({lately, long_ago})
 
 
 @EVERY
