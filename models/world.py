@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from models.history import History
-from recsys.catalogue import Catalogue, item_ref
+from recsys.catalogue import Catalogue
 from recsys.context import Request, Shop
 from recsys.events import Cart, Click, Event, Impression, Purchase, View
 from recsys.profiles import CART, CLICK, EMPTY, PURCHASE, VIEW, Profile, apply
@@ -42,7 +42,6 @@ class World:
             catalogue.vectors[: len(vectors)] = vectors
         self._at = 0
         self._signals: dict[int, Signal] = {}
-        self._row_of_ref = {item_ref(item.item): row for row, item in enumerate(history.items)}
 
     def advance(self, until_s: int, progress: Callable[[int], None] = lambda done: None) -> None:
         """Live through every event before `until_s`, which must not lie before where it stands. About 107 µs an event."""
@@ -66,7 +65,7 @@ class World:
                     self.profiles[user] = after
                     tally.add(event, before)
             for key, inc in tally.increments():
-                row = catalogue.row(key) if isinstance(key, str) else self._row_of_ref[key]
+                row = catalogue.row(key) if isinstance(key, str) else catalogue.row_of_ref[key]
                 self._signals[row] = absorb(self._signals.get(row, Signal()), inc)
                 touched.add(row)
             self._at = chunk.stop

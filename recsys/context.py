@@ -144,7 +144,12 @@ def own_counts(context: Context, half_life_s: float = 60 * DAY_S) -> tuple[NDArr
 def ever_bought(context: Context, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether the user bought these items at any time, also before what the profile keeps: (C,) bool."""
     known: NDArray[np.bool_] = np.isin(rows, context.bought.rows)
-    return known | owns(context.request.profile.owned, context.shop.catalogue.refs[rows])
+    return known | bought_long_ago(context, rows)
+
+
+def bought_long_ago(context: Context, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether some purchase of these items is older than those that the profile keeps: (C,) bool."""
+    return owns(context.request.profile.owned, context.shop.catalogue.refs[rows])
 
 
 def basket_ages_s(bought: Touched) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.context import Context, basket_ages_s, ever_bought
+from recsys.context import Context, basket_ages_s, bought_long_ago
 from recsys.signal_table import TYPICAL_D
 from recsys.signals import DAY_S
 
@@ -76,7 +76,7 @@ def own_habits(context: Context, rows: NDArray[np.int64]) -> list[Column]:
         np.sqrt(own.total(0.5 ** (age_d / 120))),
         np.log1p(np.minimum(last_d, NEVER_D)),
         np.log1p(np.minimum(first_d, NEVER_D)),
-        ever_bought(context, rows).astype(float),
+        ((count > 0) | bought_long_ago(context, rows)).astype(float),
         count / max(len(basket_ages_s(context.bought)), 1),
         due,
         np.abs(due),

@@ -18,6 +18,7 @@ Called by the ranker (live), the training replay (history) and nothing else.
 
 import re
 from bisect import bisect_left
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -142,8 +143,7 @@ def owns(owned: bytes, refs: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """
     if not owned:
         return np.zeros(len(refs), np.bool_)
-    low, high = refs.astype(np.int64) & 0xFFFFFF, refs.astype(np.int64) >> 24
-    at = (low + np.arange(OWNED_BITS)[:, None] * high) % (8 * OWNED_BYTES)
+    at = np.array(_places(refs))
     held: NDArray[np.bool_] = (np.frombuffer(owned, np.uint8)[at >> 3] >> (at & 7) & 1).all(axis=0)
     return held
 
@@ -156,11 +156,14 @@ def newest_ts_s(profile: Profile) -> int:
 def _own(owned: bytes, key: bytes) -> bytes:
     """The filter with one item more."""
     bits = bytearray(owned or bytes(OWNED_BYTES))
-    high, low = int.from_bytes(key[:3]), int.from_bytes(key[3:])
-    for n in range(OWNED_BITS):
-        at = (low + n * high) % (8 * OWNED_BYTES)
+    for at in _places(int.from_bytes(key)):
         bits[at >> 3] |= 1 << (at & 7)
     return bytes(bits)
+
+
+def _places(ref: Any) -> list[Any]:
+    """The bits of an item, or of an array of them."""
+    return [((ref & 0xFFFFFF) + n * (ref >> 24)) % (8 * OWNED_BYTES) for n in range(OWNED_BITS)]
 
 
 def _insert(log: bytes, record: bytes, width: int, keep: int) -> bytes:

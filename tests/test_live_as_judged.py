@@ -12,7 +12,7 @@ import pytest
 from stream_helpers import read_slates, send_events, send_items
 
 from models.export import default_weights, export_tower
-from models.history import JOURNEY, History, only_items, read_history
+from models.history import JOURNEY, History, only_items, read_history, sold_items
 from models.origins import make_origin
 from models.ours import show
 from models.serving import open_models
@@ -42,9 +42,7 @@ def history() -> History:
     """84.51° Complete Journey, from its package: fifteen weeks of 100 households, and what two of them bought."""
     weeks = read_history(JOURNEY).between(T - 13 * 7 * DAY_S, T + 14 * DAY_S)
     few = weeks.take(np.isin(weeks.user, np.unique(weeks.user)[:100]))
-    past = few.before(T)
-    buyers = np.bincount(np.unique(past.item.astype(np.int64) * 2**32 + past.user) >> 32, minlength=len(few.items))
-    return only_items(few, buyers >= 2)
+    return only_items(few, sold_items(few.before(T), 2))
 
 
 @contextmanager
