@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--origins", required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--home", type=Path, default=Path("var"))
-    parser.add_argument("--only", default="", help="Variants whose names hold this, and the default.")
+    parser.add_argument("--only", nargs="*", default=[""], help="Variants whose names hold one of these, and the default.")
     asked = parser.parse_args()
     least, settings = least_buyers(asked.source), Settings(home=str(asked.home))
     first = next(iter(VARIANTS))
     ours = {}
     with steps() as step:
         for name, change in VARIANTS.items():
-            if asked.only in name or name == first:
+            if name == first or any(part in name for part in asked.only):
                 chosen = replace(TrainSettings(), **change)
                 history, vectors = past_and_texts(settings, asked.source, least, chosen, None, step)
                 ours[name] = Ours(Scorers(history, vectors, BARE, chosen, step, asked.seeds), BARE)
