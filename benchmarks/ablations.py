@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--origins", required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--home", type=Path, default=Path("var"))
-    parser.add_argument("--only", nargs="*", default=[""], help="Variants whose names hold one of these, and the default.")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="Variants whose names hold one of these, and the default."
+    )
     asked = parser.parse_args()
     least, settings = least_buyers(asked.source), Settings(home=str(asked.home))
     first = next(iter(VARIANTS))
