@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from models.formats import Source, open_source
-from models.presets import OWN_FIELDS, PRESETS, SLATECAST, TIME_FIELDS, Fields, Kind, Preset, to_ms
+from models.presets import OWN_FIELDS, PRESETS, SLATECAST, TIME_FIELDS, Fields, Kind, Preset
+from models.times import to_ms
 from recsys.catalogue import Item, decode_item
 from recsys.errors import BadEvent, Misuse
 from recsys.events import Event, Purchase, decode_event, decode_with, encode_event

@@ -21,7 +21,8 @@ from pyarrow import parquet
 import models.files
 import models.presets
 from models.files import Row, event_id, parse_map, read_rows
-from models.presets import PRESETS, find_complete_journey, to_ms
+from models.presets import PRESETS, find_complete_journey
+from models.times import to_ms
 from recsys.errors import BadEvent, Misuse
 from recsys.events import (
     TS_MAX_MS,

@@ -19,12 +19,11 @@ that had them have their bounds raised. Same products in the same order either w
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.diversify.compiled import EXACT, SUMS, compiled
+from recsys.diversify.compiled import EXACT, compiled
 from recsys.diversify.gains import (
     BLOCK,
     DPP,
     HUGE,
-    LEAST,
     MAX_SUM,
     MMR,
     NO_COVERAGE,
@@ -34,7 +33,9 @@ from recsys.diversify.gains import (
     covered,
     difference,
     dot,
+    extend,
     most_folded,
+    refold,
     renew,
     scale_of,
 )
@@ -43,50 +44,6 @@ from recsys.diversify.limits import Arrays
 from recsys.diversify.options import BAD_SCORE, BAD_VECTOR, FINE
 
 Chosen = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], int, int]
-
-
-@compiled(EXACT)
-def refold(residual: bool, shadow: NDArray[np.float32], start: int, end: int) -> float:
-    """What products start … end of one candidate fold to: the sum of squares, or the greatest, at least 0."""
-    folded = 0.0
-    for t in range(start, end):
-        x = np.float64(shadow[t])
-        folded = folded + x * x if residual else max(folded, x)
-    return folded
-
-
-@compiled(SUMS)
-def extend(
-    basis: NDArray[np.float32],
-    extra: NDArray[np.float32],
-    at: int,
-    first: int,
-    source: NDArray[np.float32],
-    products: NDArray[np.float32],
-    whole: float,
-    blend: float,
-    bias: float,
-) -> None:
-    """Row `at` of the basis: `source` without what rows first … at explain, divided by its length. O(at · D).
-
-    whole: K_ss of the source, its noise included; extra: what the bias adds to a product, a column of the basis by itself.
-    """
-    left = whole
-    for t in range(first, at):
-        left -= np.float64(products[t]) * products[t]
-    by = np.float32(1.0 / np.sqrt(left)) if left > LEAST else np.float32(0.0)  # explained already: adds nothing
-    new = basis[at]
-    for d in range(new.shape[0]):
-        new[d] = np.float32(blend) * source[d]
-    level = np.float32(bias)
-    for t in range(first, at):
-        x, old = products[t], basis[t]
-        level -= x * extra[t]
-        for d in range(new.shape[0]):
-            new[d] -= x * old[d]
-    for d in range(new.shape[0]):
-        new[d] *= by
-    extra[at] = level * by
 
 
 @compiled(EXACT)

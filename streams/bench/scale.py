@@ -9,7 +9,6 @@ import contextlib
 import os
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -18,52 +17,22 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from recsys import diversify
 from recsys.catalogue import encode_item
 from recsys.errors import Unavailable
 from recsys.events import encode_event
-from recsys.features import NAMES
-from recsys.scoring import Ask, Scored, Trail
-from streams.bench.engines import StubModels
+from streams.bench import scale_engine
 from streams.bench.ground import ENGINE_LIMIT_S, command, environ, ground, produce
 from streams.bench.hot_path import make_events, make_items
-from streams.ranker import RankerTask
+from streams.bench.scale_engine import Mark, Order, Said, What
 from streams.settings import Settings
-from streams.worker import Worker
 
 BACKLOG_PER_S = 1000  # events to lay ready for each second: no two cores make as many lists of this kind
 START_S, WARM_S = 10, 20
-WIDTH, CHUNK = 1024, 256  # 1.1 million weights, 10 ms a list with all else; rows that fit a cache
 FULL = 0.85  # a worker that computes so much of the time waits for nothing
 IDLE = 0.15  # cores; less is none
 Limit = Literal["broker", "cores", "workers", "unknown"]
-What = Literal["scoring", "working"]
 COUNTS = (1, 2)
-
-
-class Order(msgspec.Struct, frozen=True):
-    """What an engine is told: to score; at the next line, to be a worker; at the end of stdin, to end."""
-
-    settings: Settings
-    instance: str
-
-
-class Mark(msgspec.Struct, frozen=True):
-    """What an engine says again and again. at_s: of the machine's monotonic clock, which its processes share."""
-
-    at_s: float
-    done: int
-    cpu_s: float
-
-
-class Said(msgspec.Struct, frozen=True):
-    """A line of an engine."""
-
-    what: What
-    mark: Mark
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -184,7 +153,7 @@ class Engine(msgspec.Struct, frozen=True):
 def _engine(order: Order) -> Iterator[Engine]:
     """A process for the length of a block: it ends by the end of its stdin."""
     with subprocess.Popen(
-        command(__spec__.name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ()
+        command(scale_engine.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ()
     ) as process:
         engine = Engine(process, {what: [] for what in get_args(What)})
         reading = threading.Thread(target=_read, args=[engine])
@@ -238,78 +207,3 @@ def _idle_s() -> float | None:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
         return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
     return None
-
-
-# --- the engines -------------------------------------------------------------------------------------------------------
-
-
-class Tower(StubModels):
-    """Real ONNX, and a dense network beside it: what a tower costs, not what it is worth."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        shapes = ((len(NAMES), WIDTH), (WIDTH, WIDTH), (WIDTH, 2))
-        self._layers = [self._rng.normal(0, 0.05, shape).astype(np.float32) for shape in shapes]
-
-    def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
-        """The linear scorer's logits; the network's are thrown away."""
-        features = np.concatenate([ask.features for ask in asks])
-        for begin in range(0, len(features), CHUNK):
-            hidden = features[begin : begin + CHUNK]
-            for weight in self._layers:
-                hidden = np.maximum(hidden @ weight, 0)
-        return super().score(asks, vectors)
-
-
-def main() -> None:
-    """Be one engine until stdin ends."""
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    work, stop = threading.Event(), threading.Event()
-
-    def listen() -> None:
-        while os.read(0, 4096):  # not sys.stdin: its lock, held by this thread, would stop the interpreter's exit
-            work.set()
-        work.set()
-        stop.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    models = Tower()
-    _score(models, work)
-    _work(models, order, stop)
-
-
-def _score(models: Tower, until: threading.Event) -> None:
-    """Nothing but scoring."""
-    done, features = 0, np.random.default_rng(1).normal(size=(CHUNK, len(NAMES))).astype(np.float32)
-    nothing = Trail(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
-    asks = [Ask(np.zeros(CHUNK, np.int64), features, nothing)]
-    while not until.is_set():
-        models.score(asks, np.zeros((1, 0), np.float32))
-        done += 1
-        _say("scoring", done)
-
-
-def _work(models: Tower, order: Order, stop: threading.Event) -> None:
-    """The worker with the ranker's task, lists and all."""
-    task = RankerTask(order.settings, models)
-    task.shelf.catch_up()
-    diversify.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
-    worker, said = Worker(order.settings, "ranker", task, order.instance), 0
-
-    def after_batch() -> None:
-        nonlocal said
-        if worker.processed > said:
-            said = worker.processed
-            _say("working", said)
-
-    worker.run(stop, after_batch)
-
-
-def _say(what: What, done: int) -> None:
-    said = Said(what, Mark(time.monotonic(), done, time.process_time()))
-    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()
