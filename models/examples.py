@@ -35,7 +35,7 @@ OPEN = Policy(cooldown_h=0, fatigue_shown=0)
 class Lists(msgspec.Struct, frozen=True):
     """Training lists, stacked. rows: (N,) int64, the candidates; features: (N, F) float32; bought, clicked: (N,) bool, in
     the next session; seen: (N,) bool, bought before the cut; ends: (L,) int64, where each list ends; trails: see
-    `pad_trails`, a row a list.
+    `pad_trails`, a row a list; label_s: (L,) int64, when that session began (the later of both kinds).
     """
 
     rows: NDArray[np.int64]
@@ -45,6 +45,18 @@ class Lists(msgspec.Struct, frozen=True):
     seen: NDArray[np.bool_]
     ends: NDArray[np.int64]
     trails: dict[str, NDArray[Any]]
+    label_s: NDArray[np.int64]
+
+    def before(self, at_s: int) -> "Lists":
+        """Those whose next session began before a moment: users who stayed away meanwhile have the same one in lists of
+        several cuts, so leaving out the newest cuts alone would not hide what is judged.
+        """
+        which = self.label_s < at_s
+        lengths = np.diff(self.ends, prepend=0)
+        of_rows = np.repeat(which, lengths)
+        columns = {name: getattr(self, name)[of_rows] for name in ("rows", "features", "bought", "clicked", "seen")}
+        trails = {name: of[which] for name, of in self.trails.items()}
+        return Lists(**columns, ends=np.cumsum(lengths[which]), trails=trails, label_s=self.label_s[which])
 
     @property
     def heads(self) -> int:
@@ -52,23 +64,31 @@ class Lists(msgspec.Struct, frozen=True):
         return len(HEADS) if self.clicked.any() else len(HEADS) - 1
 
 
+class Session(msgspec.Struct, frozen=True):
+    """What a user did next. items: (n,) int64 distinct rows."""
+
+    items: NDArray[np.int64]
+    begins_s: int
+
+
 def next_sessions(
     history: History, at_s: int, until_s: int, actions: Sequence[int] = (PURCHASE,)
-) -> dict[int, NDArray[np.int64]]:
-    """Per user, the distinct items of the first session with such actions at or after `at_s` within the label window."""
+) -> dict[int, Session]:
+    """Per user, the first session with such actions at or after `at_s` within the label window."""
     begin, end = np.searchsorted(history.ts_s, [at_s, min(until_s, at_s + LABEL_WINDOW_S)])
     rows = np.flatnonzero(np.isin(history.action[begin:end], actions)) + begin
-    found: dict[int, NDArray[np.int64]] = {}
+    found: dict[int, Session] = {}
     if not len(rows):
         return found
     users, sessions, items = history.user[rows], history.session[rows], history.item[rows]
     first, where = np.unique(users, return_index=True)
     session_of = dict(zip(first.tolist(), sessions[where].tolist(), strict=True))
+    begins_s = dict(zip(first.tolist(), history.ts_s[rows[where]].tolist(), strict=True))
     same = sessions == np.array([session_of[u] for u in users.tolist()], sessions.dtype)
     order = np.argsort(users[same], kind="stable")
     grouped, starts = np.unique(users[same][order], return_index=True)
     for user, chunk in zip(grouped.tolist(), np.split(items[same][order], starts[1:]), strict=True):
-        found[user] = np.unique(chunk).astype(np.int64)
+        found[user] = Session(np.unique(chunk).astype(np.int64), begins_s[user])
     return found
 
 
@@ -98,14 +118,16 @@ def make_lists(
     clicked_next = next_sessions(world.history, cut_s, until_s, TOUCHES)
     # Who comes for the first time too: a list is made for them as well.
     buyers, lookers = sorted(bought_next), sorted(clicked_next.keys() - bought_next.keys())
-    asks, bought, clicked = [], [], []
+    asks, bought, clicked, label_s = [], [], [], []
     for user in map(int, [*rng.permutation(buyers)[:per_cut], *rng.permutation(lookers)[:per_cut]]):
         ask = ask_of(world, user, sources, policy)
-        buys, looks = (np.isin(ask.rows, of.get(user, NOTHING)) for of in (bought_next, clicked_next))
+        labels = [of.get(user, STAYED_AWAY) for of in (bought_next, clicked_next)]
+        buys, looks = (np.isin(ask.rows, label.items) for label in labels)
         if buys.any() or looks.any():  # a list of which nothing was wanted says nothing about its order
             asks.append(ask)
             bought.append(buys)
             clicked.append(looks)
+            label_s.append(max(label.begins_s for label in labels))
     if not asks:
         return EMPTY
     features = np.concatenate([ask.features for ask in asks])
@@ -117,6 +139,7 @@ def make_lists(
         features[:, OWN_SEEN] > 0,
         np.cumsum([len(ask.rows) for ask in asks]),
         pad_trails([ask.trail for ask in asks]),
+        np.array(label_s, np.int64),
     )
 
 
@@ -131,6 +154,7 @@ def join(parts: Sequence[Lists]) -> Lists:
         np.concatenate([part.seen for part in parts]),
         np.concatenate([part.ends + start for part, start in zip(parts, before, strict=True)]),
         {name: np.concatenate([part.trails[name] for part in parts]) for name in EMPTY.trails},
+        np.concatenate([part.label_s for part in parts]),
     )
 
 
@@ -140,14 +164,17 @@ def measure(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     History often has no clicks, searches or showings. Nothing was learned of such a column, so when it moves live it must
     not meet the weights that the network happened to begin with.
     """
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    return mean.astype(np.float32), np.where(spread > 1e-6, spread, SILENT).astype(np.float32)
+    # Summed in float32 a column of one value drifts by .003 and more over 100,000 rows, and would seem to vary.
+    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = np.sqrt(np.square(features - mean).mean(axis=0, dtype=np.float64))
+    return mean, np.where(spread > 1e-6, spread, SILENT).astype(np.float32)
 
 
 SILENT = 1e6  # features are logarithms and shares: divided by it nothing is left of them
 OWN_SEEN = NAMES.index("own_seen")
 TOUCHES = (CLICK, VIEW, CART)  # a view is what a click leads to
 NOTHING = np.empty(0, np.int64)
+STAYED_AWAY = Session(NOTHING, 0)
 EMPTY = Lists(
     np.empty(0, np.int64),
     np.empty((0, len(NAMES)), np.float32),
@@ -156,4 +183,5 @@ EMPTY = Lists(
     np.empty(0, np.bool_),
     np.empty(0, np.int64),
     pad_trails([]),
+    np.empty(0, np.int64),
 )

@@ -20,6 +20,7 @@ from recsys.events import OnItem
 from recsys.profiles import ACTION_OF, PURCHASE
 
 JOURNEY = "completejourney"  # the word that stands for the wheel's own files
+COLUMNS = ("user", "item", "ts_s", "action", "session", "price")
 VISIT_GAP_S = 30 * 60  # without a session id, a pause of half an hour begins a new visit: the web's usual rule
 
 
@@ -27,8 +28,8 @@ class History(msgspec.Struct, frozen=True):
     """Events on items in the order of time; equal times keep the order of the source.
 
     user: (E,) int32 into user_ids; item: (E,) int32 into items; ts_s: (E,) int64 unix seconds; action: (E,) uint8, one
-    of PURCHASE, VIEW, CLICK, CART; session: (E,) int32, one number a visit or basket. An item's price is that of its
-    first event that has one, where the item itself has none: what was known when it came.
+    of PURCHASE, VIEW, CLICK, CART; session: (E,) int32, one number a visit or basket; price: (E,) float64, NaN where the
+    event has none.
     """
 
     user: NDArray[np.int32]
@@ -36,6 +37,7 @@ class History(msgspec.Struct, frozen=True):
     ts_s: NDArray[np.int64]
     action: NDArray[np.uint8]
     session: NDArray[np.int32]
+    price: NDArray[np.float64]
     user_ids: list[str]
     items: list[Item]
 
@@ -57,7 +59,7 @@ class History(msgspec.Struct, frozen=True):
 
     def take(self, which: "slice | NDArray[np.bool_]") -> "History":
         """Some of the events, in the same order."""
-        columns = {name: getattr(self, name)[which] for name in ("user", "item", "ts_s", "action", "session")}
+        columns = {name: getattr(self, name)[which] for name in COLUMNS}
         return msgspec.structs.replace(self, **columns)
 
 
@@ -98,7 +100,7 @@ class Past:
         self.items = items
         self.row_of = {item.item: row for row, item in enumerate(items)}
         self._users: dict[str, int] = {}
-        self._sessions: dict[str | None, int] = {None: -1}
+        self._sessions: dict[tuple[str, str] | None, int] = {None: -1}
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._prices: list[float] = []
 
@@ -107,7 +109,8 @@ class Past:
         if (item := self.row_of.get(event.item)) is None:
             return False
         user = self._users.setdefault(event.user, len(self._users))
-        session = self._sessions.setdefault(event.session, len(self._sessions))
+        visit = None if event.session is None else (event.user, event.session)  # some shops number each user's anew
+        session = self._sessions.setdefault(visit, len(self._sessions))
         self._rows.append((user, item, event.ts_ms // 1000, ACTION_OF[type(event)], session))
         self._prices.append(np.nan if event.price is None else event.price)
         return True
@@ -171,23 +174,20 @@ def _journey() -> History:
 
 
 def _history(columns: NDArray[np.int64], price: NDArray[np.float64], user_ids: list[str], items: list[Item]) -> History:
-    """Put in the order of time, visits numbered where there is no session, prices filled in.
+    """Put in the order of time, visits numbered where there is no session.
 
     columns: (5, E): user, item, ts_s, action, session or -1. price: (E,), NaN where unknown.
     """
     order = np.argsort(columns[2], kind="stable")
     (user, item, ts_s, action, session), price = columns[:, order], price[order]
     session = np.where(session >= 0, session, session.max(initial=-1) + 1 + _visits(user, ts_s))
-    priced, first = np.unique(item[np.isfinite(price)], return_index=True)
-    for row, value in zip(priced.tolist(), price[np.isfinite(price)][first].tolist(), strict=True):
-        if items[row].price is None:
-            items[row] = msgspec.structs.replace(items[row], price=value)
     return History(
         user.astype(np.int32),
         item.astype(np.int32),
         ts_s,
         action.astype(np.uint8),
         session.astype(np.int32),
+        price,
         user_ids,
         items,
     )

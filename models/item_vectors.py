@@ -63,7 +63,7 @@ def build_text(
     tower = export_tower(source or default_weights(), home / "towers")
     hashes = hash_texts(texts)
     raw = embed(tower, texts, hashes, progress)
-    whitening = fit_whitening(raw, dim) if whiten else keep_as_is(raw.shape[1], dim)
+    whitening = fit_whitening(raw, dim) if whiten and raw.any() else keep_as_is(raw.shape[1], dim)
     return TextSide(tower, hashes, whitening.apply(raw), whitening)
 
 

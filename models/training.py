@@ -222,8 +222,19 @@ class Learner:
         return len(self._weeks)
 
     def split(self, hold_out: int) -> tuple[Lists, Lists]:
-        """The lists of all weeks but the newest `hold_out` (of all for 0), and those of the first week held out."""
-        return join(self._weeks[: len(self._weeks) - hold_out]), self._weeks[-max(hold_out, 1)]
+        """The lists of all weeks but the newest `hold_out` (of all for 0), and those of the first week held out.
+
+        What its users did next is in none of the former. Raises Misuse where nothing is left of them.
+        """
+        held = self._weeks[-max(hold_out, 1)]
+        lists = join(self._weeks[: len(self._weeks) - hold_out])
+        if hold_out:
+            lists = lists.before(int(held.label_s.min()))
+        if not len(lists.ends):
+            raise Misuse(
+                "no user came back before the week that is held out, so nothing can be judged; load more history"
+            )
+        return lists, held
 
     def _skips(self, left: int) -> bool:
         """Whether an older cut is left out, so that the newest, which say most, are made in time."""

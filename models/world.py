@@ -5,6 +5,7 @@ training sees is what serving will see: neither figures nor neighbours ask which
 Called by training and by evaluation.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,7 +36,6 @@ class World:
         self.profiles: dict[int, Profile] = {}
         self.shown: dict[int, bytes] = {}  # logs of `Profile.shown`; histories have none, so who makes lists tells
         self.shop = Shop(catalogue := Catalogue(history.items), SignalTable(catalogue))
-        catalogue.first_s[: len(catalogue)] = np.nan
         catalogue.available[: len(catalogue)] = False
         if vectors is not None:
             catalogue.vectors = np.zeros((len(catalogue.available), vectors.shape[1]), np.float32)
@@ -54,11 +54,10 @@ class World:
             midnight_s = (int(history.ts_s[self._at]) // DAY_S + 1) * DAY_S
             chunk = slice(self._at, min(end, int(np.searchsorted(history.ts_s, midnight_s))))
             tally = Tally()
-            columns = (history.user[chunk], history.item[chunk], history.ts_s[chunk], history.action[chunk])
-            for user, item, ts_s, action in zip(*(column.tolist() for column in columns), strict=True):
-                if np.isnan(catalogue.first_s[item]):
-                    catalogue.first_s[item], catalogue.available[item] = ts_s, True
-                event = _event(history, user, item, ts_s, action)
+            columns = (history.user, history.item, history.ts_s, history.action, history.price)
+            for user, item, ts_s, action, price in zip(*(column[chunk].tolist() for column in columns), strict=True):
+                catalogue.available[item] = True
+                event = _event(history, user, item, ts_s, action, price)
                 before = self.profiles.get(user, EMPTY)
                 after = apply(before, event, (item << 8 | action).to_bytes(6))
                 if after is not before:
@@ -88,6 +87,6 @@ class World:
         self.shown[user] = apply(Profile(shown=self.shown.get(user, b"")), event, bytes(6)).shown
 
 
-def _event(history: History, user: int, item: int, ts_s: int, action: int) -> Event:
-    kind = _KIND[action]
-    return kind(user=history.user_ids[user], item=history.items[item].item, ts_ms=ts_s * 1000)
+def _event(history: History, user: int, item: int, ts_s: int, action: int, price: float) -> Event:
+    known = None if math.isnan(price) else price
+    return _KIND[action](user=history.user_ids[user], item=history.items[item].item, ts_ms=ts_s * 1000, price=known)

@@ -96,8 +96,8 @@ class Catalogue:
     """Items as rows. Arrays grow by doubling; only the first `len(catalogue)` rows count.
 
     category: (N, 3) int32, codes of the path's first three levels as prefixes, -1 where there is none
-    brand: (N,) int32, -1 without one;  log_price: (N,) float32, NaN where unknown
-    first_s: (N,) float64 seconds, NaN where unknown;  available: (N,) bool;  refs: (N,) uint64, see `item_ref`
+    brand: (N,) int32, -1 without one;  log_price: (N,) float32;  first_s: (N,) float64 seconds; both as the item's record
+    says, else as its first events did (`learn`), else NaN;  available: (N,) bool;  refs: (N,) uint64, see `item_ref`
     vectors: (N, D) float32 unit text vectors, zero until the tower has seen the item;  words: of the titles
     """
 
@@ -152,11 +152,28 @@ class Catalogue:
             known = len(path) > level
             self.category[row, level] = self._code("c" + " > ".join(path[: level + 1])) if known else -1
         self.brand[row] = self._code("b" + item.brand) if item.brand else -1
-        self.log_price[row] = np.log(item.price) if item.price else np.nan
-        self.first_s[row] = item.first_ts_ms / 1000 if item.first_ts_ms else np.nan
+        self._settle(row)
         self.available[row] = item.available
         self.version += 1
         return row
+
+    def learn(self, row: int, first_s: int, price: float | None) -> None:
+        """What events say of an item, for as long as its record does not: when one first was on it (0: never), and its
+        price then. So a shop that prices its events only has the features that training had.
+
+        >>> c = Catalogue([Item(item="a", title="Mug", price=4.0)])
+        >>> c.learn(0, 1_700_000_000, 9.0)
+        >>> float(c.first_s[0]), float(np.exp(c.log_price[0]))
+        (1700000000.0, 4.0)
+        """
+        self._met_s[row] = first_s or np.nan
+        self._paid[row] = price or np.nan
+        self._settle(row)
+
+    def _settle(self, row: int) -> None:
+        item = self.items[row]
+        self.log_price[row] = np.log(item.price or self._paid[row])  # free of charge is no price to compare
+        self.first_s[row] = item.first_ts_ms / 1000 if item.first_ts_ms else self._met_s[row]
 
     def code(self, kind: Literal["brand", "category"], name: str) -> int:
         """The code under which a brand or a category path stands in the arrays, or -2, which stands nowhere.
@@ -197,5 +214,7 @@ class Catalogue:
         self.brand = grown("brand", (size,), np.int32, -1)
         self.log_price = grown("log_price", (size,), np.float32, np.nan)
         self.first_s = grown("first_s", (size,), np.float64, np.nan)
+        self._met_s = grown("_met_s", (size,), np.float64, np.nan)
+        self._paid = grown("_paid", (size,), np.float64, np.nan)
         self.available = grown("available", (size,), np.bool_, False)
         self.vectors = grown("vectors", (size, dim), np.float32, 0)

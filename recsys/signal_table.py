@@ -47,6 +47,7 @@ class SignalTable:
             self.weights[row, at] = weight
         for name in _FIGURES:
             getattr(self, name)[row] = getattr(signal, name)
+        self._catalogue.learn(row, signal.first_s, signal.priced[1] if signal.priced else None)
         self.version += 1
 
     def decayed(self, name: str, rows: NDArray[np.int64], now_s: float) -> NDArray[np.float64]:

@@ -46,6 +46,8 @@ class Increment(msgspec.Struct, frozen=True, array_like=True):
     fresh_long: float = 0.0  # users who bought it for the first time, half-life 56 days
     fresh_short: float = 0.0  # the same, half-life 7 days
     gap_d: float = 0.0  # days between the repeats and the purchases before them, summed
+    first_s: int = 0  # when an event first was on it; 0: only shown, or only a partner
+    priced: tuple[int, float] | None = None  # when an event first had a price, and which
 
     @property
     def rising(self) -> float:
@@ -69,6 +71,8 @@ class Signal(msgspec.Struct, frozen=True, array_like=True):
     fresh_short: float = 0.0  # decayed first purchases, half-life 7 days
     fresh_long: float = 0.0  # decayed first purchases, half-life 56 days
     gap_d: float = 0.0  # days before repeats, summed, ever
+    first_s: int = 0  # when an event first was on it; 0: none yet
+    priced: tuple[int, float] | None = None  # when an event first had a price, and which
 
 
 Key = tuple[str | int, int]  # item and day
@@ -112,7 +116,9 @@ class Tally:
         recent = _recent(before, ts_s)
         # A user's interest counts once a day, by the surest action.
         more = max(weight - recent.get(own, 0.0), 0.0)
-        gain = Increment(ts_s, long=more, short=more)
+        gain = Increment(ts_s, long=more, short=more, first_s=ts_s)
+        if event.price is not None:
+            gain = replace(gain, priced=(ts_s, event.price))
         if action == PURCHASE and more > 0:
             last_s = _last_bought_s(before.purchases, own.to_bytes(6))
             if last_s is not None:  # a late event may come before what it repeats
@@ -203,6 +209,7 @@ def merge(one: Increment, two: Increment) -> Increment:
         one.fresh_long * long1 + two.fresh_long * long2,
         one.fresh_short * short1 + two.fresh_short * short2,
         one.gap_d + two.gap_d,
+        *_first(one, two),
     )
 
 
@@ -235,6 +242,7 @@ def absorb(signal: Signal, inc: Increment) -> Signal:
         signal.fresh_short * short + inc.fresh_short * late_short,
         signal.fresh_long * long + inc.fresh_long * late_long,
         signal.gap_d + inc.gap_d,
+        *_first(signal, inc),
     )
 
 
@@ -249,6 +257,12 @@ def heaviest(neighbours: tuple[tuple[int, float], ...], most: int) -> tuple[tupl
     # round() and a key function take nearly twice as long.
     order = sorted([(-((weight * 1e6 + 0.5) // 1), ref, weight) for ref, weight in neighbours])
     return tuple([(ref, weight) for _, ref, weight in order[:most]])
+
+
+def _first(one: Signal | Increment, two: Increment) -> tuple[int, tuple[int, float] | None]:
+    """first_s and priced of both: the earlier of what there is."""
+    priced = [known for known in (one.priced, two.priced) if known]
+    return min(one.first_s or two.first_s, two.first_s or one.first_s), min(priced, default=None)
 
 
 def _left(then_s: int, now_s: int) -> tuple[float, float]:

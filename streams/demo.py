@@ -106,14 +106,15 @@ def stage(history: History, settings: DemoSettings, now_ms: int) -> Play:
     catalogue = Catalogue(history.items)
     warm: list[Event] = []
     live: list[Event] = []
-    columns = (part.user, part.item, part.ts_s, part.session)
-    for user, item, ts_s, session in zip(*(column.tolist() for column in columns), strict=True):
+    columns = (part.user, part.item, part.ts_s, part.session, part.price)
+    for user, item, ts_s, session, price in zip(*(column.tolist() for column in columns), strict=True):
         purchase = Purchase(
             user=SHOPPER if user == shopper else f"household-{history.user_ids[user]}",
             item=history.items[item].item,
             ts_ms=ts_s * 1000 + shift_ms,
             id=f"cj-{session}-{item}",
             session=str(session),
+            price=price,  # Complete Journey has one on every line
         )
         if ts_s < LIVE_FROM_S:
             warm.append(purchase)

@@ -18,7 +18,8 @@ def past(rows: list[tuple[int, int, float]], items: int, action: int = PURCHASE)
     session = np.unique(np.stack([user, ts_s]), axis=1, return_inverse=True)[1].astype(np.int32).ravel()
     names = [Item(item=f"i{n}", title=f"Thing {n}", category=f"shop > kind {n % 4} > {n % 12}") for n in range(items)]
     users = [f"u{n}" for n in range(int(user.max()) + 1)]
-    return History(user, item, ts_s, np.full(len(rows), action, np.uint8), session, users, names)
+    unpriced = np.full(len(rows), np.nan)
+    return History(user, item, ts_s, np.full(len(rows), action, np.uint8), session, unpriced, users, names)
 
 
 def draw_past(seed: int, users: int = 60, items: int = 40, days: int = 120) -> History:

@@ -15,7 +15,7 @@ from past_helpers import DAY_S, T, draw_past, past
 
 from models.baselines import FAMILIES, Scored, ease, popularity
 from models.evaluate import Evaluation, evaluate
-from models.history import History
+from models.history import COLUMNS, History
 from models.judging import BASKETS, Lists, judge_bands
 from models.origins import (
     MIN_ITEMS,
@@ -93,10 +93,7 @@ def test_a_session_at_the_moment_counts_and_one_four_weeks_later_does_not() -> N
 
 def test_views_are_no_purchases() -> None:
     bought, viewed = past([*habits(2), (0, 5, -1.0), (1, 5, 1.0)], 8), past([(0, 6, -9.0), (1, 7, 0.5)], 8, VIEW)
-    columns = {
-        name: np.concatenate([getattr(bought, name), getattr(viewed, name)])
-        for name in ("user", "item", "ts_s", "action", "session")
-    }
+    columns = {name: np.concatenate([getattr(bought, name), getattr(viewed, name)]) for name in COLUMNS}
     order = np.argsort(columns["ts_s"], kind="stable")
     both = msgspec.structs.replace(bought, **{name: column[order] for name, column in columns.items()})
     origin, truth = make_origin(both, T, min_buyers=1)

@@ -53,7 +53,7 @@ def drawn(seed: int, count: int = 80, long: int = 20) -> Lists:
     bought = np.any([at == at.max(axis=1, keepdims=True) for at in best], axis=0).ravel()
     rows = np.tile(np.arange(long), count)
     ends, clicked = np.arange(long, count * long + 1, long), np.zeros(len(rows), np.bool_)
-    return Lists(rows, features, bought, clicked, seen, ends, pad_trails([NOTHING] * count))
+    return Lists(rows, features, bought, clicked, seen, ends, pad_trails([NOTHING] * count), 0 * ends)
 
 
 LISTS, HELD = drawn(0), drawn(1)

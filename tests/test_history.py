@@ -77,15 +77,19 @@ def test_without_a_session_half_an_hour_of_silence_begins_a_new_visit(tmp_path: 
     assert len(set(sessions.values())) == 4  # two of u1's, one of u2's, and the named one
 
 
-def test_an_items_price_is_its_own_or_that_of_its_first_priced_event(tmp_path: Path) -> None:
-    events = [
-        buy("u", "x", 30, price=3.0),
-        buy("u", "x", 20, price=2.0),
-        buy("u", "x", 10),
-        buy("u", "y", 5, price=9.0),
-    ]
-    history = read_history(write(tmp_path, events, [item("x"), item("y", price=7.5), item("z")]))
-    assert [(i.item, i.price) for i in history.items] == [("x", 2.0), ("y", 7.5), ("z", None)]
+def test_a_price_stays_with_its_event_and_items_stay_as_their_file_says(tmp_path: Path) -> None:
+    events = [buy("u", "x", 30, price=3.0), buy("u", "x", 20, price=2.0), buy("u", "x", 10)]
+    history = read_history(write(tmp_path, events, [item("x"), item("y", price=7.5)]))
+    np.testing.assert_array_equal(history.price, [np.nan, 2.0, 3.0])
+    np.testing.assert_array_equal(history.before(T + 25).price, [np.nan, 2.0])
+    assert [i.price for i in history.items] == [None, 7.5]
+
+
+def test_two_users_sessions_of_one_name_are_two(tmp_path: Path) -> None:
+    events = [buy("u1", "x", 0, "1"), buy("u2", "x", 0, "1"), buy("u1", "x", 5, "1")]
+    history = read_history(write(tmp_path, events, [item("x")]))
+    sessions = dict(zip(((user, ts) for user, _, ts in names(history)), history.session.tolist(), strict=True))
+    assert sessions["u1", 0] == sessions["u1", 5] != sessions["u2", 0]
 
 
 def test_the_past_of_a_moment_ends_before_it(tmp_path: Path) -> None:
@@ -204,11 +208,12 @@ def test_complete_journey_is_cleaned_and_merged_by_column_as_the_loader_does_row
     monkeypatch.setattr(module, "find_complete_journey", lambda: tmp_path)
 
     history = read_history(JOURNEY)
-    assert [(i.item, i.title, i.category, i.brand, i.price) for i in history.items] == [
-        ("1", "Ground coffee, 13 oz, maker 1590", "grocery > coffee > ground coffee", "maker 1590", 4.0),
-        ("2", "Bread:italian, maker 69, own brand", "pastry > bread > bread:italian", "maker 69", 1.5),
+    assert [(i.item, i.title, i.category, i.brand) for i in history.items] == [
+        ("1", "Ground coffee, 13 oz, maker 1590", "grocery > coffee > ground coffee", "maker 1590"),
+        ("2", "Bread:italian, maker 69, own brand", "pastry > bread > bread:italian", "maker 69"),
     ]
     rows = read_rows(tmp_path / "transactions.parquet", "events", PRESETS["complete-journey"])
-    loaded = [(e.user, e.item, e.ts_ms // 1000) for row in rows if isinstance(e := row.event, Purchase)]
-    assert sorted(names(history)) == sorted((user, row, ts_s - T) for user, row, ts_s in loaded)
+    loaded = [e for row in rows if isinstance(e := row.event, Purchase)]
+    assert sorted(names(history)) == sorted((e.user, e.item, e.ts_ms // 1000 - T) for e in loaded)
+    assert sorted(history.price.tolist()) == sorted(e.price for e in loaded if e.price)
     assert len(set(history.session.tolist())) == 3

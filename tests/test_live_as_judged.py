@@ -82,19 +82,14 @@ def test_a_live_ranker_makes_the_lists_that_evaluate_judges(
     assert np.sum(neighbours[:, KEEP_NEIGHBOURS - 1] >= 0) > 100  # many have had to forget some
     judged = show(world, default_sources(POLICY), models.score, POLICY, origin, "all", 10)
 
-    first_s = dict(zip(past.item[::-1].tolist(), past.ts_s[::-1].tolist(), strict=True))
-    sold = set(origin.rows.tolist())
+    sold = set(origin.rows.tolist())  # neither prices nor dates: those are the events' to tell
     send_items(
-        settings,
-        [
-            msgspec.structs.replace(item, first_ts_ms=first_s[row] * 1000, available=row in sold)
-            for row, item in enumerate(history.items)
-        ],
+        settings, [msgspec.structs.replace(item, available=row in sold) for row, item in enumerate(history.items)]
     )
-    columns = zip(past.user.tolist(), past.item.tolist(), past.ts_s.tolist(), strict=True)
+    columns = zip(*(column.tolist() for column in (past.user, past.item, past.ts_s, past.price)), strict=True)
     baskets = [
-        Purchase(user=history.user_ids[user], item=history.items[item].item, ts_ms=ts_s * 1000)
-        for user, item, ts_s in columns
+        Purchase(user=history.user_ids[user], item=history.items[item].item, ts_ms=ts_s * 1000, price=price)
+        for user, item, ts_s, price in columns
     ]
     send_events(settings, baskets, [BACKFILL])
     admin = clients.admin(settings)

@@ -191,7 +191,7 @@ def follow_ups(lists: int, vectors: NDArray[np.float32], seed: int) -> Lists:
     trails = [Trail(np.array([row]), np.array([3]), np.zeros((1, 2), np.float32)) for row in last.tolist()]
     features, ends = np.zeros((rows.size, len(NAMES)), np.float32), np.arange(count, rows.size + 1, count)
     none = np.zeros(rows.size, bool)
-    return Lists(rows.ravel(), features, bought.ravel(), none, none, ends, pad_trails(trails))
+    return Lists(rows.ravel(), features, bought.ravel(), none, none, ends, pad_trails(trails), 0 * ends)
 
 
 def first_hits(logits: NDArray[np.float32], lists: Lists) -> float:
@@ -228,6 +228,7 @@ def test_a_draw_of_the_negatives_stands_for_all_of_them() -> None:
         np.zeros(count, bool),
         np.array([count]),
         pad_trails([Trail(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 2), np.float32))]),
+        np.zeros(1, np.int64),
     )
     base = np.column_stack([-np.arange(count), -np.arange(count)]).astype(np.float32)
     rows, weight = _draw(lists, base, np.array([0]), np.random.default_rng(0))

@@ -149,8 +149,17 @@ def test_a_batch_makes_one_increment_a_key_however_many_users_are_in_it() -> Non
         counted.add(bought("b", user=f"u{user}"), remember(bought("a", MINUTE, user=f"u{user}")))
     found = list(counted.increments())
     assert [key for key, _ in found] == ["b", A]
-    assert found[0][1] == Increment(T, ((A, 30.0),), 30.0, 30, short=30.0, fresh_long=30.0, fresh_short=30.0)
+    assert found[0][1] == Increment(T, ((A, 30.0),), 30.0, 30, short=30.0, fresh_long=30.0, fresh_short=30.0, first_s=T)
     assert found[1][1] == Increment(T, ((B, 30.0),), short=0.0)
+
+
+def test_an_items_first_event_says_when_it_came_and_its_first_price_stays() -> None:
+    prices = ((2, None), (1, 5.0), (0, 6.0))
+    found = tally(shown(["a"], 9), *(replace(bought("a", days_ago), price=price) for days_ago, price in prices))
+    assert (found["a"].first_s, found["a"].priced) == (T - 2 * DAY_S, (T - DAY_S, 5.0))
+    assert (found[A].first_s if A in found else 0) == 0  # a partner is no event on it
+    state = absorb(absorb(Signal(), found["a"]), Increment(T, first_s=T - 3 * DAY_S))  # a late one came first
+    assert (state.first_s, state.priced) == (T - 3 * DAY_S, (T - DAY_S, 5.0))
 
 
 def test_no_events_add_nothing() -> None:
@@ -172,11 +181,14 @@ INCREMENTS = st.builds(
     st.floats(0, 5),
     st.floats(0, 5),
     st.floats(0, 90),
+    st.just(0) | st.integers(T - 30 * DAY_S, T),
+    st.none() | st.tuples(st.integers(T - 3, T), st.sampled_from([1.0, 2.0])),
 )
 
 
 def same(one: Signal, two: Signal) -> None:
-    assert (one.ts_s, one.buyers, one.repeats) == (two.ts_s, two.buyers, two.repeats)
+    for name in ("ts_s", "buyers", "repeats", "first_s", "priced"):
+        assert getattr(one, name) == getattr(two, name)
     for name in ("short", "long", "exposure", "fresh_short", "fresh_long", "gap_d"):
         assert getattr(one, name) == pytest.approx(getattr(two, name))
     assert dict(one.neighbours) == pytest.approx(dict(two.neighbours))
@@ -275,6 +287,21 @@ def test_the_table_grows_with_the_catalogue_and_keeps_what_it_knew() -> None:
     found, scores = neighbour_scores(table, np.array([7, 2400]), np.ones(2))
     assert found.tolist() == [3, 8, 2499]
     assert scores == pytest.approx([0.5, 2 / np.sqrt(7), 1.0])
+
+
+def test_what_an_items_record_does_not_say_its_events_do() -> None:
+    catalogue = plain(3)
+    table = SignalTable(catalogue)
+    catalogue.upsert(Item(item="i1", title="x", price=8.0, first_ts_ms=T * 1000 - 5000))
+    for row in (0, 1):
+        table.update(row, Signal(T, first_s=T - 60, priced=(T, 2.0)))
+    assert catalogue.first_s[:3].tolist() == pytest.approx([T - 60, T - 5, np.nan], nan_ok=True)
+    assert np.exp(catalogue.log_price[:3]) == pytest.approx([2, 8, np.nan], nan_ok=True)
+    catalogue.upsert(Item(item="i1", title="x"))  # the record is silent now
+    assert (catalogue.first_s[1], catalogue.log_price[1]) == (T - 60, np.float32(np.log(2)))
+    table.update(0, Signal())  # a tombstone
+    assert np.isnan(catalogue.first_s[0])
+    assert np.isnan(catalogue.log_price[0])
 
 
 def test_an_update_makes_room_for_its_row_itself() -> None:

@@ -127,6 +127,14 @@ def test_a_text_is_embedded_only_once_in_the_life_of_a_tower(tmp_path: Path, fol
     assert told == [(1, 1)]
 
 
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_shop_without_any_text_has_vectors_that_say_nothing(tmp_path: Path, folder: Path, whiten: bool) -> None:
+    shutil.copytree(folder, tmp_path / "towers" / folder.name)
+    vectors = build_text(tmp_path, ["", ""], dim=8, whiten=whiten).vectors
+    assert vectors.shape == (2, 8)
+    assert not vectors.any()
+
+
 def test_a_broken_cache_of_vectors_is_made_again(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "towers" / folder.name)
     first = build_text(tmp_path, TITLES)

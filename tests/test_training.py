@@ -17,9 +17,9 @@ from past_helpers import DAY_S, T, draw_past, past
 from shop_helpers import unit_rows
 
 from models.evaluate import evaluate
-from models.examples import EMPTY, LABEL_WINDOW_S, WEEK_S, Lists, join, make_lists, next_sessions
+from models.examples import EMPTY, LABEL_WINDOW_S, SILENT, WEEK_S, Lists, join, make_lists, measure, next_sessions
 from models.export import default_weights, export_tower
-from models.history import History
+from models.history import COLUMNS, History
 from models.item_vectors import build_text
 from models.list_worth import before, judge_scores
 from models.network_training import fit
@@ -83,7 +83,7 @@ def make(history: History, cut_s: int, until_s: int, per_cut: int = 1000, seed: 
 
 def labels(rows: list[tuple[int, int, float]], at_days: float = 0, until_days: float = 100) -> dict[int, list[int]]:
     found = next_sessions(past(rows, items=9), round(T + at_days * DAY_S), round(T + until_days * DAY_S))
-    return {user: items.tolist() for user, items in found.items()}
+    return {user: session.items.tolist() for user, session in found.items()}
 
 
 def test_labels_are_the_distinct_items_of_the_next_session() -> None:
@@ -111,10 +111,7 @@ def test_a_look_is_a_label_of_the_head_for_clicks_and_its_user_takes_no_buyers_p
     both = past(looks, items=9, action=VIEW), past(buys, items=9)
     history = msgspec.structs.replace(
         both[0],
-        **{
-            name: np.concatenate([getattr(one, name) for one in both])
-            for name in ("user", "item", "ts_s", "action", "session")
-        },
+        **{name: np.concatenate([getattr(one, name) for one in both]) for name in COLUMNS},
         user_ids=[f"u{n}" for n in range(8)],
     )
     history = history.take(np.argsort(history.ts_s, kind="stable"))
@@ -232,7 +229,7 @@ def listed(
 ) -> Lists:
     """Lists of users who have no past."""
     rows, clicked = np.arange(len(features)), np.zeros(len(features), np.bool_)
-    return Lists(rows, features, bought, clicked, seen, ends, pad_trails([NOTHING] * len(ends)))
+    return Lists(rows, features, bought, clicked, seen, ends, pad_trails([NOTHING] * len(ends)), 0 * ends)
 
 
 def test_the_same_seed_learns_the_same_weights_and_another_does_not(learner: Learner) -> None:
@@ -334,6 +331,31 @@ def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> Non
     learner.live_until(end_s)
     assert len(learner._weeks) == SMALL.cuts
     assert not any(week is before for week in learner._weeks)
+
+
+def test_what_is_judged_labels_no_list_that_is_learned_from() -> None:
+    """One who stays away for weeks has the same next session in the lists of all cuts since the last."""
+    rows = [(user, item, float(day)) for user in range(8) for item in (0, 1, user) for day in range(-126, 0, 7)]
+    away = [(8, item, float(day)) for item in (2, 3) for day in (-120, -90, -60, -30, -3)]
+    history = past([*rows, *away], items=9)
+    learner = Learner(history, unit_rows(9), SMALL, silent)
+    learner.live_until(T)
+    newest, older = learner.newest, np.concatenate([part.label_s for part in learner._weeks[:-1]])
+    assert older.max() == newest.label_s.max() == T - 3 * DAY_S
+    learned, judged = learner.split(1)
+    assert judged is newest
+    assert learned.label_s.max() < judged.label_s.min()
+    assert len(learned.ends) == len(learned.trails["trail"]) == np.sum(older < judged.label_s.min())
+    assert learned.ends[-1] == len(learned.rows) == len(learned.features) == len(learned.bought)
+    learner._weeks[:-1] = [newest] * (learner.weeks - 1)
+    with pytest.raises(Misuse, match="no user came back before the week that is held out"):
+        learner.split(1)
+
+
+@pytest.mark.parametrize("value", [np.log1p(200), np.log1p(400), np.log(30)])
+def test_a_column_of_one_value_is_silent_however_many_rows_it_has(value: float) -> None:
+    mean, spread = measure(np.full((300_000, 1), value, np.float32))
+    assert (mean[0], spread[0]) == (np.float32(value), np.float32(SILENT))
 
 
 def test_what_never_moved_in_history_moves_no_score_when_it_does_live(learner: Learner) -> None:
