@@ -4,8 +4,10 @@ Says nothing about what a column means. A line that cannot be taken apart become
 cannot be read at all is a Misuse. Called by `models/files.py` only.
 """
 
+import contextlib
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -159,7 +161,24 @@ def _held_text(path: Path, held: list[tuple[int, bytes]]) -> Iterator[str]:
         try:
             yield line.decode()
         except UnicodeDecodeError:
-            yield line.decode("cp1252", "replace")
+            yield _western(path, number, line)
+
+
+def _western(path: Path, number: int, line: bytes) -> str:
+    """A line of Windows-1252. Raises Misuse for one that is none, or looks like Chinese or Korean: most of that can be
+    decoded too, into nonsense that nobody would notice.
+    """
+    if not (_PAIRS.fullmatch(line) and _WORD.search(line)):
+        with contextlib.suppress(UnicodeDecodeError):
+            return line.decode("cp1252")
+    raise Misuse(
+        f"{path} line {number} is neither UTF-8 nor Windows-1252: convert the file, as by iconv -f GB18030 -t UTF-8 (or "
+        "-f BIG5, EUC-KR, SHIFT_JIS: what it was saved as)"
+    )
+
+
+# GB2312, EUC-KR, EUC-JP: high bytes in pairs only, and two characters side by side somewhere.
+_PAIRS, _WORD = re.compile(rb"(?:[\x00-\x7f]|[\xa1-\xfe]{2})*+"), re.compile(rb"[\xa1-\xfe]{4}")
 
 
 def _csv_records(reader: Iterator[list[str]], names: list[str], held: list[tuple[int, bytes]]) -> Iterator[Record]:

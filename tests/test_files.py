@@ -237,6 +237,23 @@ def test_an_oversize_line_is_put_aside_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"), [("红色马克杯", "gb18030"), ("빨간 머그컵", "euc-kr"), ("赤い杯", "euc-jp")]
+)
+def test_a_two_byte_encoding_is_refused_and_not_read_as_nonsense(tmp_path: Path, text: str, encoding: str) -> None:
+    (path := tmp_path / "items.csv").write_bytes(f"item,title\na,Red mug\nb,{text}\n".encode(encoding))
+    with pytest.raises(Misuse, match=r"items\.csv line 3 is neither UTF-8 nor Windows-1252: .*iconv"):
+        list(read_rows(path, "items"))
+
+
+@pytest.mark.parametrize("text", ["Crème brûlée", "naïve £5 mug", "Blåbærgrød", "“Smørrebrød” – ½", "££ off"])
+def test_western_text_of_a_spreadsheet_is_read(tmp_path: Path, text: str) -> None:
+    (path := tmp_path / "items.csv").write_bytes(f"item,title\na,{text}\n".encode("cp1252"))
+    (row,) = read_rows(path, "items")
+    assert row.item is not None
+    assert row.item.title == text
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no such file"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.vector_index import Approximate
+from models.vector_index import FOLLOW, Approximate
 from recsys.candidates import BruteForce
 from recsys.catalogue import Catalogue, Item
 from recsys.context import Context, Request, Shop, see
@@ -35,6 +35,23 @@ def test_a_large_catalogue_is_searched_nearly_as_well(context: Context) -> None:
         assert ours.rows[0] == row
         shared += len(set(ours.rows.tolist()) & set(exact.rows.tolist()))
     assert shared >= 0.95 * 20 * 20
+
+
+def test_a_catalogue_that_grows_large_while_serving_is_taken_in_little_by_little_and_searched_exactly_meanwhile(
+    context: Context,
+) -> None:
+    index, catalogue = Approximate(32, exact_until=1999), context.shop.catalogue
+    late = catalogue.items.pop()
+    index.nearest(context, catalogue.vectors[7], 5)  # the first list of a start
+    catalogue.items.append(late)
+    for taken_in in (FOLLOW, 2 * FOLLOW):
+        found = index.nearest(context, catalogue.vectors[7], 50)
+        assert found.rows.tolist() == BruteForce().nearest(context, catalogue.vectors[7], 50).rows.tolist()
+        assert len(index._index) == taken_in
+    while len(index._index) < 2000:
+        index.nearest(context, catalogue.vectors[7], 1)
+    catalogue.set_vectors(range(2000), catalogue.vectors[:2000])  # all texts anew: the index answers, and follows
+    assert index.nearest(context, catalogue.vectors[1999], 5).rows[0] == 1999
 
 
 def test_the_index_follows_new_changed_and_withdrawn_texts(context: Context) -> None:
