@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ROLES = ("signals", "ranker", "materialiser")  # signals first: a ranker reads what they have written
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
+DOUBLINGS = 6  # of the pause, past the longest; 1,024 of them are no float
 HOPELESS = 3  # failures after which waiting for a role is in vain; `run` goes on trying, the demo says so
 SETTLED_S = 60.0  # who lived this long and fails is no longer in the same trouble
 STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
@@ -145,7 +146,8 @@ class Supervisor:
             if role not in self._again_s:
                 if time.monotonic() - self._started_s[role] > SETTLED_S:
                     self._failures[role] = 0
-                pause_s = min(BACKOFF_S * 2 ** self._failures[role], BACKOFF_MAX_S) * random.uniform(0.5, 1)  # noqa: S311
+                longest_s = min(BACKOFF_S * 2 ** min(self._failures[role], DOUBLINGS), BACKOFF_MAX_S)
+                pause_s = longest_s * random.uniform(0.5, 1)  # noqa: S311
                 self._failures[role] += 1
                 self._again_s[role] = time.monotonic() + pause_s
                 log.warning("%s ended: %s; again in %.1f s", role, _cause(process.returncode), pause_s)
