@@ -13,6 +13,14 @@ from streams.settings import Settings
 from streams.watching import follow_slates
 
 
+def _be_child(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    """Be one role: told by the parent, so before the settings file is read, in which a mistake may have been made since."""
+    if asked:
+        log_to_stderr()
+        run_child()
+        context.exit()
+
+
 @click.command()
 @click.argument("roles", nargs=-1)
 @click.option(
@@ -25,9 +33,9 @@ from streams.watching import follow_slates
     type=click.IntRange(1, 65_000),
     help="/metrics, /livez and /readyz of the first role; the next role has the next port.",
 )
-@click.option("--child", is_flag=True, hidden=True)
+@click.option("--child", is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_be_child)
 @connection_options
-def run(settings: Settings, roles: tuple[str, ...], instance: str, metrics_port: int | None, child: bool) -> None:
+def run(settings: Settings, roles: tuple[str, ...], instance: str, metrics_port: int | None) -> None:
     """Run the roles: signals, ranker, materialiser; all, or those named. Ctrl-C ends.
 
     Each is a process of its own, started again if it fails.
@@ -37,9 +45,6 @@ def run(settings: Settings, roles: tuple[str, ...], instance: str, metrics_port:
               slatecast run ranker --instance b --metrics-port 9400 --bootstrap kafka:9092 --redis redis://cache:6379/0
     """
     log_to_stderr()
-    if child:
-        run_child()
-        return
     unknown = set(roles) - set(ROLES)
     if unknown:
         raise click.BadParameter(f"no role {', '.join(sorted(unknown))}; there are {', '.join(ROLES)}")
