@@ -9,10 +9,10 @@ from collections.abc import Callable
 import msgspec
 
 from models.history import History, Past
-from recsys.catalogue import Item, decode_item
+from recsys.catalogue import Item
 from recsys.errors import BadEvent, Misuse
 from recsys.events import OnItem, decode_event, event_hash
-from streams.records import Record
+from streams.records import Record, item_of
 from streams.settings import Settings
 from streams.tables import TableReader
 
@@ -40,7 +40,7 @@ def read_past(settings: Settings) -> Read:
             items.pop(record.key or b"", None)
             return
         try:
-            items[record.key or b""] = decode_item(record.value)
+            items[record.key or b""] = item_of(record)
         except BadEvent:  # the ranker keeps the one before, too
             return
 

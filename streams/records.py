@@ -1,10 +1,13 @@
-"""A record as the tasks see it, and one to produce. The border to the client's own message type."""
+"""A record as the tasks see it, what a shop's record says, and one to produce. The border to the client's message type."""
 
 import operator
 from typing import cast
 
 import msgspec
 from confluent_kafka import KafkaError, Message
+
+from recsys.catalogue import Item, decode_item
+from recsys.errors import BadEvent
 
 Headers = tuple[tuple[str, bytes], ...]
 # Header of history being loaded: profiles and signals learn from it, nobody gets a list.
@@ -55,6 +58,14 @@ def read_record(message: Message) -> Record:
         message.value(),
         tuple([(str(header[0]), _bytes(header[1])) for header in headers]) if headers else (),
     )
+
+
+def item_of(record: Record) -> Item:
+    """The item of a record of `items` that is no tombstone. Raises BadEvent."""
+    item = decode_item(record.value or b"")
+    if record.key != item.item.encode():
+        raise BadEvent("schema", "the record's key is not its item; key items by their id, in UTF-8, as tombstones are")
+    return item
 
 
 def _bytes(value: object) -> bytes:

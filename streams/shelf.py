@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 
 from models.serving import Models, Successor, find_vectors
-from recsys.catalogue import Catalogue, decode_item, item_text
+from recsys.catalogue import Catalogue, item_text
 from recsys.errors import BadEvent
 from recsys.signal_table import SignalTable
 from recsys.signals import Signal
-from streams.records import Record
+from streams.records import Record, item_of
 from streams.settings import Settings
 from streams.signals import decode_signal
 from streams.tables import TableReader
@@ -75,7 +75,7 @@ class Shelf:
             self.catalogue.remove(key)
             return
         try:
-            item = decode_item(record.value)
+            item = item_of(record)
             row = self.catalogue.upsert(item)
         except BadEvent as error:  # the topic keeps the bytes; the item is missing here, which is said and counted
             self.bad_items[error.reason_class] += 1

@@ -65,6 +65,15 @@ def test_what_counts_once_or_not_at_all_is_left_out_and_counted(shop: Settings) 
     assert (len(read.history), read.repeated, read.unknown, read.unreadable) == (4, 1, 1, 1)
 
 
+def test_an_item_under_another_key_is_none(shop: Settings) -> None:
+    send_items(shop, ITEMS[:4])
+    send(shop, "items", [(b"row-7", encode_item(ITEMS[4]))])
+    send_events(shop, EVENTS[:5])
+    read = read_past(shop)
+    assert sorted(item.item for item in read.history.items) == ["i0", "i1", "i2", "i3"]
+    assert (len(read.history), read.unknown) == (4, 1)
+
+
 def test_empty_topics_say_what_to_do(shop: Settings) -> None:
     with pytest.raises(Misuse, match="slatecast load"):
         read_past(shop)

@@ -8,7 +8,7 @@ from confluent_kafka import TopicPartition
 from stream_helpers import send, send_items
 
 from models.serving import NoModels
-from recsys.catalogue import Item
+from recsys.catalogue import Item, encode_item
 from recsys.errors import Unavailable
 from recsys.signals import Signal
 from streams import clients
@@ -118,6 +118,22 @@ def test_a_bad_item_is_counted_and_the_others_are_kept(settings: Settings) -> No
     shelf.catch_up()
     assert shelf.bad_items == {"decode": 1, "schema": 1}
     assert [item.item for item in shelf.catalogue.items] == ["b"]
+
+
+def test_an_item_under_another_key_is_refused_since_no_tombstone_by_its_id_would_remove_it(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    send_items(settings, [Item(item="a", title="Mug"), Item(item="b", title="Pan")])
+    send(
+        settings,
+        "items",
+        [(b"row-7", encode_item(Item(item="c", title="Pot"))), (b"b", encode_item(Item(item="a", title="Cup")))],
+    )
+    shelf = Shelf(settings, NoModels())
+    shelf.catch_up()
+    assert shelf.bad_items == {"schema": 2}
+    assert {item.item: item.title for item in shelf.catalogue.items} == {"a": "Mug", "b": "Pan"}
+    assert "key items by their id" in caplog.text
 
 
 def test_a_signal_that_was_withdrawn_says_nothing_any_more(settings: Settings, wait_for: Wait) -> None:
