@@ -11,19 +11,19 @@ import msgspec
 from models.history import History, Past
 from recsys.catalogue import Item
 from recsys.errors import BadEvent, Misuse
-from recsys.events import OnItem, decode_event, event_hash
-from streams.records import Record, item_of
+from recsys.events import OnItem, event_hash
+from streams.records import Record, event_of, item_of
 from streams.settings import Settings
 from streams.tables import TableReader
 
 
 class Read(msgspec.Struct, frozen=True):
-    """A history, and how many events it has not: sent twice, on items that the topic `items` has not, unreadable."""
+    """A history, and how many events it has not: sent twice, on items that the topic `items` has not, rejected."""
 
     history: History
     repeated: int
     unknown: int
-    unreadable: int
+    rejected: int
 
 
 def read_past(settings: Settings) -> Read:
@@ -33,7 +33,7 @@ def read_past(settings: Settings) -> Read:
     """
     items: dict[bytes, Item] = {}
     seen: set[bytes] = set()
-    repeated = unknown = unreadable = 0
+    repeated = unknown = rejected = 0
 
     def describe(record: Record) -> None:
         if record.value is None:
@@ -45,14 +45,13 @@ def read_past(settings: Settings) -> Read:
             return
 
     def take(record: Record) -> None:
-        nonlocal repeated, unknown, unreadable
-        data = record.value or b""
+        nonlocal repeated, unknown, rejected
         try:
-            event = decode_event(data)
+            event = event_of(record)
         except BadEvent:
-            unreadable += 1
+            rejected += 1
             return
-        name = event.user.encode() + event_hash(event, data)[:6]
+        name = event.user.encode() + event_hash(event, record.value or b"")[:6]
         if name in seen:
             repeated += 1
             return
@@ -68,7 +67,7 @@ def read_past(settings: Settings) -> Read:
         raise Misuse(
             f"topic {settings.prefix}events has no event on an item of {settings.prefix}items; `slatecast load` puts some there"
         )
-    return Read(history, repeated, unknown, unreadable)
+    return Read(history, repeated, unknown, rejected)
 
 
 def _read(settings: Settings, topic: str, take: Callable[[Record], None]) -> None:

@@ -15,7 +15,7 @@ from models.vector_index import Approximate
 from recsys.candidates import Source, default_sources, follow_policy
 from recsys.context import Request, Shop
 from recsys.errors import BadEvent, ModelRejected
-from recsys.events import Event, check_arrival, decode_event, event_hash
+from recsys.events import Event, event_hash
 from recsys.pipeline import recommend
 from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile, apply, decode_profile, encode_profile
@@ -24,7 +24,7 @@ from recsys.slates import SLATE_SCHEMA, Cause, Slate, Versions, encode_slate, sl
 from recsys.triggers import should_recommend
 from streams import telemetry
 from streams.policies import PolicyReader
-from streams.records import BACKFILL, Output, Record
+from streams.records import BACKFILL, Output, Record, event_of
 from streams.rejects import put_aside
 from streams.settings import Settings
 from streams.shelf import Shelf
@@ -122,18 +122,14 @@ class RankerTask:
         tally = Tally()
         counts: Counter[str] = Counter()
         for record in records:
-            data = record.value or b""
             try:
-                event = decode_event(data)
-                if record.key != event.user.encode():
-                    raise BadEvent("schema", "the record's key is not its user; key events by user, in UTF-8")
-                check_arrival(event, record.arrived_ms)
+                event = event_of(record)
                 key = (record.partition, event.user)
                 before = profiles.get(key)
                 if before is None:
                     stored = state.get(*key)
                     before = decode_profile(stored) if stored is not None else EMPTY
-                after = apply(before, event, event_hash(event, data))
+                after = apply(before, event, event_hash(event, record.value or b""))
             except BadEvent as error:
                 outputs.append(put_aside(record, error, "ranker", self._rejects))
                 counts["rejected"] += 1

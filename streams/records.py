@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, Message
 
 from recsys.catalogue import Item, decode_item
 from recsys.errors import BadEvent
+from recsys.events import Event, check_arrival, decode_event
 
 Headers = tuple[tuple[str, bytes], ...]
 # Header of history being loaded: profiles and signals learn from it, nobody gets a list.
@@ -58,6 +59,15 @@ def read_record(message: Message) -> Record:
         message.value(),
         tuple([(str(header[0]), _bytes(header[1])) for header in headers]) if headers else (),
     )
+
+
+def event_of(record: Record) -> Event:
+    """The event of a record of `events`, checked but against its user's past. Raises BadEvent."""
+    event = decode_event(record.value or b"")
+    if record.key != event.user.encode():
+        raise BadEvent("schema", "the record's key is not its user; key events by user, in UTF-8")
+    check_arrival(event, record.arrived_ms)
+    return event
 
 
 def item_of(record: Record) -> Item:

@@ -1,6 +1,7 @@
 """What lies on the topics is learned from as a folder of the same events is."""
 
 import gzip
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,20 @@ def test_what_counts_once_or_not_at_all_is_left_out_and_counted(shop: Settings) 
     send_events(shop, [*EVENTS[:4], twice, gone])
     send(shop, "events", [(b"u1", b"no event")])
     read = read_past(shop)
-    assert (len(read.history), read.repeated, read.unknown, read.unreadable) == (4, 1, 1, 1)
+    assert (len(read.history), read.repeated, read.unknown, read.rejected) == (4, 1, 1, 1)
+
+
+def test_what_a_ranker_puts_aside_is_not_learned_from(shop: Settings) -> None:
+    send_items(shop, ITEMS)
+    send_events(shop, EVENTS[:3])
+    ahead = Purchase(user="u1", item="i1", ts_ms=time.time_ns() // 1_000_000 + 25 * 3_600_000)
+    send(
+        shop,
+        "events",
+        [(b"u2", encode_event(EVENTS[4])), (None, encode_event(EVENTS[5])), (b"u1", encode_event(ahead))],
+    )
+    read = read_past(shop)
+    assert (len(read.history), read.rejected) == (3, 3)
 
 
 def test_an_item_under_another_key_is_none(shop: Settings) -> None:

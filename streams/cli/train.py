@@ -111,7 +111,7 @@ def _from_topic(settings: Settings) -> "tuple[str, History]":
     read = read_past(settings)
     stderr.print(
         f"{len(read.history)} events on items; left out: {read.repeated} sent twice, {read.unknown} on unknown items, "
-        f"{read.unreadable} that cannot be read"
+        f"{read.rejected} that rankers put aside"
     )
     return f"topic {settings.prefix}events", read.history
 
