@@ -39,7 +39,7 @@ class Shelf:
 
     def catch_up(self, beat: Callable[[], None] = lambda: None) -> None:
         """Read both topics to their end, and embed what the release has not seen; `beat` hears of each step."""
-        counts = self._items.catch_up(), self._signals.catch_up()
+        counts = self._items.catch_up(beat), self._signals.catch_up(beat)
         if self._waiting:
             log.info("ranker: embedding %d items that the release does not know", len(self._waiting))
         while self._waiting:

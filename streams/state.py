@@ -37,6 +37,7 @@ NO_LEADER_YET = (
 )
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
 READ_TOGETHER = 500  # messages that fit the processor's cache: a tenth faster than 2,000
+BEAT_EVERY = 2000  # records, well below a second
 WRITE_TOGETHER = 2000  # restored values go to the disk in batches of this size
 
 
@@ -176,12 +177,15 @@ def read_to(
     ends: Mapping[int, int],
     take: Callable[[Record], None],
     begins: Mapping[int, int] = MappingProxyType({}),
+    beat: Callable[[], None] = lambda: None,
 ) -> int:
     """Read partitions from their beginning, or `begins`, committed records only, past `ends`; how many there were."""
     count = 0
     for message in messages_to(consumer, topic, ends, begins):
         take(read_record(message))
         count += 1
+        if count % BEAT_EVERY == 0:
+            beat()  # a long read is progress
     return count
 
 

@@ -20,10 +20,11 @@ class TableReader:
         self._consumer = clients.reader(settings)
         self._admin = clients.admin(settings)
 
-    def catch_up(self) -> int:
-        """Read to the end as of now; how many records there were."""
+    def catch_up(self, beat: Callable[[], None] = lambda: None) -> int:
+        """Read to the end as of now; how many records there were. `beat` hears that it goes on."""
         partitions = clients.partitions_of(self._admin, self.topic)
-        return read_to(self._consumer, self.topic, end_offsets(self._admin, self.topic, partitions), self._take)
+        ends = end_offsets(self._admin, self.topic, partitions)
+        return read_to(self._consumer, self.topic, ends, self._take, beat=beat)
 
     def follow(self, limit: int = 5000) -> int:
         """Take at most `limit` records that are already here; how many there were."""

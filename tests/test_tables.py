@@ -98,6 +98,15 @@ def test_a_topic_that_is_missing_says_how_to_make_it(services: Settings) -> None
 # --- what the ranker makes of them -------------------------------------------------------------------------------------
 
 
+def test_a_large_shop_is_read_with_signs_of_life(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.state.BEAT_EVERY", 10)
+    send_items(settings, [Item(item=f"i{n}", title="Mug") for n in range(35)])
+    send(settings, "signals", [(b"i%d" % n, None) for n in range(25)])
+    beats: list[int] = []
+    Shelf(settings, NoModels()).catch_up(lambda: beats.append(1))
+    assert len(beats) == 3 + 2
+
+
 def test_an_item_that_was_withdrawn_is_no_longer_available(settings: Settings, wait_for: Wait) -> None:
     send_items(settings, [Item(item="a", title="Mug"), Item(item="b", title="Pan")])
     shelf = Shelf(settings, NoModels())
