@@ -97,5 +97,8 @@ class Shelf:
 
     def _embed(self, limit: int) -> None:
         batch, self._waiting = self._waiting[:limit], self._waiting[limit:]
-        rows = [row for row, _ in batch]
-        self.catalogue.set_vectors(rows, self._models.embed([text for _, text in batch]))
+        items = self.catalogue.items
+        # Of an item that has changed since, its newer text waits too, or has its vector already.
+        current = {row: text for row, text in batch if text == item_text(items[row])}
+        if current:
+            self.catalogue.set_vectors(list(current), self._models.embed(list(current.values())))

@@ -1,14 +1,17 @@
 """Compact topics that are read whole: to their end at the start, then whatever comes, tombstones included."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
+from release_helpers import make_release, telling_tower
 from stream_helpers import send, send_items
 
-from models.serving import NoModels
-from recsys.catalogue import Item, encode_item
+from models.serving import NoModels, open_best
+from recsys.catalogue import Item, encode_item, item_text, text_hash
 from recsys.errors import Unavailable
 from recsys.signals import Signal
 from streams import clients
@@ -143,6 +146,17 @@ def test_an_item_under_another_key_is_refused_since_no_tombstone_by_its_id_would
     assert shelf.bad_items == {"schema": 2}
     assert {item.item: item.title for item in shelf.catalogue.items} == {"a": "Mug", "b": "Pan"}
     assert "key items by their id" in caplog.text
+
+
+def test_an_item_that_changes_and_changes_back_keeps_its_own_vector(settings: Settings, tmp_path: Path) -> None:
+    own, other = Item(item="a", title="Thing 3"), Item(item="a", title="Thing 399")
+    make_release(tmp_path, 1, telling_tower(1), [item_text(own)])
+    send_items(settings, [own, other, own])
+    models = open_best(tmp_path)
+    shelf = Shelf(settings, models)
+    shelf.catch_up()
+    vector = shelf.catalogue.vectors[shelf.catalogue.row("a")]
+    np.testing.assert_array_equal(vector, models.vector(text_hash(item_text(own))))
 
 
 def test_a_signal_that_was_withdrawn_says_nothing_any_more(settings: Settings, wait_for: Wait) -> None:
