@@ -262,7 +262,9 @@ def heaviest(neighbours: tuple[tuple[int, float], ...], most: int) -> tuple[tupl
 def _first(one: Signal | Increment, two: Increment) -> tuple[int, tuple[int, float] | None]:
     """first_s and priced of both: the earlier of what there is."""
     priced = [known for known in (one.priced, two.priced) if known]
-    return min(one.first_s or two.first_s, two.first_s or one.first_s), min(priced, default=None)
+    # Who was met, and nobody knows when, was written before first_s was: such an item is not new today.
+    unknown = any(of.long > 0 and not of.first_s for of in (one, two))
+    return 0 if unknown else min(one.first_s or two.first_s, two.first_s or one.first_s), min(priced, default=None)
 
 
 def _left(then_s: int, now_s: int) -> tuple[float, float]:

@@ -162,6 +162,12 @@ def test_an_items_first_event_says_when_it_came_and_its_first_price_stays() -> N
     assert (state.first_s, state.priced) == (T - 3 * DAY_S, (T - DAY_S, 5.0))
 
 
+def test_an_item_that_was_met_before_its_first_day_was_kept_is_not_new_today() -> None:
+    today = Increment(T, long=1.0, first_s=T)
+    assert absorb(Signal(T - DAY_S, long=3.0), today).first_s == 0
+    assert absorb(Signal(T - DAY_S, exposure=3.0), today).first_s == T  # shown only
+
+
 def test_no_events_add_nothing() -> None:
     assert not list(Tally().increments())
 
@@ -181,9 +187,9 @@ INCREMENTS = st.builds(
     st.floats(0, 5),
     st.floats(0, 5),
     st.floats(0, 90),
-    st.just(0) | st.integers(T - 30 * DAY_S, T),
+    st.integers(T - 30 * DAY_S, T),
     st.none() | st.tuples(st.integers(T - 3, T), st.sampled_from([1.0, 2.0])),
-)
+).map(lambda inc: inc if inc.long > 1e-9 else replace(inc, long=0.0, first_s=0))
 
 
 def same(one: Signal, two: Signal) -> None:
