@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 QUERY_S = 1800  # a search speaks for the next half hour
 LIVE_BATCH = 32  # ≈ 60 ms of list-making at most: what a burst may add to the wait of its last event
 BULK_BATCH = 2000  # without lists a transaction's 5 ms are best shared by many
+LIVE_LIMIT = 100  # of them, where lists may come after all: half a second of list-making, once
 
 
 class RankerTask:
@@ -55,6 +56,7 @@ class RankerTask:
         tick: Callable[[str], None] = lambda stage: None,
     ) -> None:
         self.batch_limit = LIVE_BATCH  # the first batch may be one of lists, and 2,000 of them take seconds
+        self.live_limit = LIVE_LIMIT if slates else BULK_BATCH
         self.counts: Counter[str] = Counter()  # of committed batches only
         self._pending: Counter[str] = Counter()
         self._clock_ms, self._tick = clock_ms, tick

@@ -25,7 +25,8 @@ class SignalsTask:
 
     topic = "pairs"
     changelog = "signals"
-    batch_limit = 2000  # no list waits for it to the millisecond; a large batch merges more increments of one item
+    # No list waits for it to the millisecond; a large batch merges more increments of one item.
+    batch_limit = live_limit = 2000
 
     def __init__(self, settings: Settings) -> None:
         self._rejects = settings.prefix + "rejects"

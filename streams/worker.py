@@ -25,14 +25,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from recsys.errors import BadEvent
 from streams import clients, telemetry
 from streams.attempts import LAST_ATTEMPT, Attempts
 from streams.failpoints import reach
 from streams.lag import LagMeter
-from streams.records import Output, Record, read_record
+from streams.records import BACKFILL, Output, Record, read_record
 from streams.rejects import put_aside, reason_class
 from streams.settings import Settings
 from streams.state import State, begin_offsets, restore
@@ -58,6 +58,7 @@ class Task(Protocol):
     topic: str  # input, without the prefix
     changelog: str  # the topic its state is written to, partition by partition
     batch_limit: int  # records it wants at most in the next batch
+    live_limit: int  # of these, at most so many that are no backfill: each may cost more than its reading
 
     def refresh(self) -> None:
         """Called between batches: read what others publish. Must not block."""
@@ -154,19 +155,25 @@ class Worker:
         first = self._consumer.poll(IDLE_S)
         if first is None:
             return []
-        records = []
-        limit = min(self.task.batch_limit, self._room)
-        for message in (first, *self._consumer.consume(limit - 1, LINGER_S)) if limit > 1 else (first,):
-            error = message.error()
-            if error is not None:
-                gone = error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the client's public constant
-                why = "; the topic no longer has what was to be read next, or is another one" if gone else ""
-                raise Stopped(f"{self.role}: {error.str()}{why}")
-            record = read_record(message)
-            # After a rebalance inside poll the client may still hand out records of a partition that has left.
-            if record.offset >= self._next.get(record.partition, record.offset + 1):
-                records.append(record)
-        return records
+        records, looked_at = [self._read(first)], 0
+        limit, until_s = min(self.task.batch_limit, self._room), time.monotonic() + LINGER_S
+        # In steps, as what comes next is not known: the first that is not all history being loaded is the last.
+        while (more := min(limit, looked_at + self.task.live_limit) - len(records)) > 0:
+            messages = self._consumer.consume(more, max(0.0, until_s - time.monotonic()))
+            records += map(self._read, messages)
+            if len(messages) < more or any(BACKFILL not in record.headers for record in records[looked_at:]):
+                break
+            looked_at = len(records)
+        # After a rebalance inside poll the client may still hand out records of a partition that has left.
+        return [record for record in records if record.offset >= self._next.get(record.partition, record.offset + 1)]
+
+    def _read(self, message: Message) -> Record:
+        error = message.error()
+        if error is not None:
+            gone = error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the client's public constant
+            why = "; the topic no longer has what was to be read next, or is another one" if gone else ""
+            raise Stopped(f"{self.role}: {error.str()}{why}")
+        return read_record(message)
 
     def _process(self, records: Sequence[Record]) -> list[Output]:
         """Steps 2 to 4: the batch at once or, where a predecessor ended over it, record by record."""

@@ -8,20 +8,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from random import Random
 
 import msgspec
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
-from stream_helpers import read_topic, send, send_events
+from stream_helpers import read_topic, send, send_events, send_items
 
+from models.serving import NoModels
+from recsys.catalogue import Item
 from recsys.events import Click, decode_event, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
 from streams import clients, topics
 from streams.lag import committed_offsets, records_behind
-from streams.records import Output, Record
+from streams.ranker import LIVE_LIMIT, RankerTask
+from streams.records import BACKFILL, Output, Record
 from streams.roles import Supervisor
 from streams.settings import Settings
 from streams.state import Held, State, end_offsets, read_to, restore
@@ -34,7 +37,7 @@ ROLE = "counter"
 class Count:
     """Counts the records of every key; says each count on `slates`."""
 
-    topic, changelog, batch_limit = "events", "profiles", 500
+    topic, changelog, batch_limit, live_limit = "events", "profiles", 500, 500
 
     def __init__(self, settings: Settings) -> None:
         self.says = settings.prefix + "slates"
@@ -269,6 +272,43 @@ def test_a_worker_without_a_partition_stands_by(settings: Settings, start: Start
 
 
 # --- committing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_batch_ends_soon_after_the_history_does(settings: Settings, start: Start, wait_for: Wait) -> None:
+    send(settings, "events", [(b"a", b"x")] * 200, [BACKFILL])
+    click(settings, *"a" * 100)
+    task = Count(settings)
+    task.live_limit = 10
+    worker = start(task)
+    wait_for(lambda: worker.processed == 300)
+    live = [sum(offset >= 200 for _, offset in batch) for batch in task.batches]
+    assert max(live) == 10
+    assert max(map(len, task.batches)) > 50, "of history alone"
+    assert counts(settings) == {"a": 300}
+
+
+def test_after_a_history_no_batch_makes_more_lists_than_its_time_allows(settings: Settings) -> None:
+    own = msgspec.structs.replace(settings, partitions=1, prefix=f"{settings.prefix}one.")
+    topics.apply(clients.check_broker(own), own)
+    now_ms = time.time_ns() // 1_000_000
+    clicks = [Click(user=f"u{n}", item=f"i{n % 9}", ts_ms=now_ms) for n in range(800)]
+    send_items(own, [Item(item=f"i{n}", title=f"Thing {n}") for n in range(30)])
+    send_events(own, clicks[:300], [BACKFILL])
+    send_events(own, clicks[300:])
+    task, stop, lists = RankerTask(own, NoModels()), threading.Event(), [0]
+    task.shelf.catch_up()
+    task.warm_up()
+    worker = Worker(own, "ranker", task, "0")
+    worker._room = 2000  # the broker has been quick for a while
+
+    def after_step() -> None:
+        lists.append(task.counts["slates"])
+        if worker.processed == len(clicks):
+            stop.set()
+
+    worker.run(stop, after_step)
+    assert lists[-1] == 500
+    assert max(after - before for before, after in pairwise(lists)) <= LIVE_LIMIT
 
 
 def test_an_aborted_batch_is_processed_again_and_leaves_nothing(
