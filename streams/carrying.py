@@ -36,10 +36,11 @@ class Values:
     """A topic in both generations: which records ought to stand last in the new one, and do not.
 
     Fed with the records of the new topic, then of the old one, each partition in order. It keeps keys and offsets.
+    only: the one key that is carried; None, all are.
     """
 
-    def __init__(self, old: str, new: str, known: Ends) -> None:
-        self.old, self.new = old, new
+    def __init__(self, old: str, new: str, known: Ends, only: bytes | None = None) -> None:
+        self.old, self.new, self._only = old, new, only
         self.read: dict[str, Ends] = {old: known, new: {}}
         self.missing: dict[bytes, tuple[str, int, int]] = {}  # key -> topic, partition, offset
         self._newest: dict[bytes, Written] = {}  # of the new topic
@@ -57,6 +58,8 @@ class Values:
     def note_old(self, record: Record) -> None:
         """A record that stands in the old topic."""
         key = record.key or b""
+        if self._only not in (None, key):
+            return
         newest = self._newest.get(key)
         if newest is None and record.value is None:  # what was never there needs no tombstone
             self.missing.pop(key, None)

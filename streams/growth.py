@@ -26,12 +26,13 @@ from recsys.errors import Misuse, Unavailable
 from streams import clients, topics
 from streams.carrying import Carrier, Ends, Hold, Values
 from streams.lag import committed_offsets
+from streams.policies import KEY as POLICY
 from streams.records import Record
 from streams.settings import Settings
 from streams.state import begin_offsets, end_offsets, read_to
 
 INPUTS = {"signals": "pairs", "ranker": "events"}  # role -> its input
-STATE = ("profiles", "signals", "slates")  # what these two alone write: copied until the new ones have begun
+STATE = ("profiles", "signals", "slates", "control")  # what these two write or obey: copied until the new have begun
 SHARED = ("items", "models")  # what others write, to both generations while they switch
 NOT_PUSHED = ("push-eligible", b"false")  # the slate went out long ago: push services leave its copy alone
 MARK = b"grown-from"  # key on `control`
@@ -208,7 +209,8 @@ class _Growth:
 
     def _values(self, topic: str, mark: Mark | None) -> Values:
         known = mark.ends.get(topic, {}) if mark else {}
-        return Values(self._old.prefix + topic, self._new.prefix + topic, known)
+        only = POLICY if topic == "control" else None  # the mark there is each generation's own
+        return Values(self._old.prefix + topic, self._new.prefix + topic, known, only)
 
     def _find_missing(self, values: Values) -> int:
         """Read what was written since the last call; how many records are missing."""
@@ -245,8 +247,7 @@ class _Growth:
 
     def _read(self, name: str, ends: Ends, take: Callable[[Record], None], begins: Ends) -> None:
         """Committed records up to `ends`; no call to the broker where there are none."""
-        some = {p: end for p, end in ends.items() if end > begins.get(p, 0)}
-        if some:
+        if some := {p: end for p, end in ends.items() if end > begins.get(p, 0)}:
             read_to(self._reader, name, some, take, begins)
             self._reader.unassign()  # a fetch under way keeps every other question waiting for 50 ms
 

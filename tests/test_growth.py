@@ -18,6 +18,7 @@ from models.serving import NoModels
 from recsys.catalogue import Item, encode_item
 from recsys.errors import Misuse
 from recsys.events import Click, Event, Purchase, encode_event, event_hash
+from recsys.policy import Policy
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
 from recsys.signals import Increment, Signal
 from streams import carrying, clients, growth, topics
@@ -26,6 +27,7 @@ from streams.cli.main import main
 from streams.growth import Stand, look, next_generation
 from streams.lag import committed_offsets, records_behind
 from streams.materialiser import Materialiser, slate_key
+from streams.policies import KEY, publish, published
 from streams.ranker import RankerTask
 from streams.records import Record
 from streams.settings import Settings
@@ -235,7 +237,7 @@ def test_fewer_partitions_are_as_good(settings: Settings) -> None:
     lived_in(settings)
     new = next_generation(settings, settings.prefix + "small.", 3)
     stand = grow(settings, new)
-    assert stand.copy == {"profiles": 40, "signals": 12, "slates": 40, "items": 12, "models": 0}
+    assert stand.copy == {"profiles": 40, "signals": 12, "slates": 40, "control": 0, "items": 12, "models": 0}
     assert stand.hand_over == {"pairs": 12, "events": 40}
     for topic in ("profiles", "signals", "slates", "items"):
         assert values(new, topic) == values(settings, topic), topic
@@ -275,6 +277,28 @@ def test_a_copied_slate_keeps_its_key_and_its_time_and_is_not_pushed_again(
     stop.set()
     view.join(20)
     redis.close()
+
+
+def test_the_published_policy_goes_along_and_an_older_generations_mark_does_not(
+    settings: Settings, new: Settings
+) -> None:
+    publish(settings, b"slate_size = 4")
+    publish(settings, b"slate_size = 5")
+    send(settings, "control", [(b"alarm", b"of the old ones")])
+    third = next_generation(new, settings.prefix + "g3.", 2)
+    grow(settings, new)
+    grow(new, third)
+    for generation in (new, third):
+        assert published(generation) == Policy(slate_size=5)
+        assert sorted(r.key or b"" for r in read_topic(generation, "control")) == [growth.MARK, KEY], "each once"
+
+
+def test_a_policy_that_was_published_for_the_new_generation_stands(settings: Settings, new: Settings) -> None:
+    publish(settings, b"slate_size = 5")
+    growth.run(settings, new)
+    publish(new, b"slate_size = 6")
+    assert growth.run(settings, new).copy["control"] == 0
+    assert published(new) == Policy(slate_size=6)
 
 
 def item(name: str, price: float) -> tuple[bytes, bytes]:
