@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 import models
 from recsys.errors import SlatecastError, Unavailable
@@ -17,6 +19,7 @@ from streams import clients, jars, topics
 from streams.settings import Settings, hide_secrets
 
 DISK_FREE = 2 * 1024**3  # a day of the demo's topics, a release and room to breathe
+OFFSETS_KEPT_MIN = 10_080  # Kafka's default: seven days
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -151,6 +154,22 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         verdict,
         f"{len(changes)} differ" if changes else "as planned",
         "slatecast topics apply --execute" if changes else "",
+    )
+    yield _offsets(admin)
+
+
+def _offsets(admin: AdminClient) -> Finding:
+    """How long a role may be down: then the broker forgets where it stood."""
+    remedy = f"the broker's offsets.retention.minutes should be {OFFSETS_KEPT_MIN} or more"
+    try:
+        broker = ConfigResource(ResourceType.BROKER, str(next(iter(admin.list_topics(timeout=10).brokers))))
+        (told,) = admin.describe_configs([broker], request_timeout=10).values()
+        minutes = int(told.result()["offsets.retention.minutes"].value)
+    except KafkaException as error:
+        return Finding("offsets", "warn", f"how long they are kept is not told: {error.args[0].str()}", remedy)
+    ok = minutes >= OFFSETS_KEPT_MIN
+    return Finding(
+        "offsets", "ok" if ok else "warn", f"a role may be down for {minutes / 1440:g} days", "" if ok else remedy
     )
 
 

@@ -255,6 +255,12 @@ class Worker:
                 raise KafkaException(tp.error)
             if tp.offset < 0:  # the group's first start: from the beginning, never silently from the end
                 tp.offset = oldest[tp.partition]
+                if tp.offset > 0 and any(True for _ in held[tp.partition].items()):  # nor its first: it was forgotten
+                    raise Stopped(
+                        f"{self.role}: partition {tp.partition} has state, but group {self._group} has no offset there, and "
+                        f"{self.input} begins at {tp.offset}: what came before may not have been read. A broker forgets a "
+                        "stopped group's offsets (offsets.retention.minutes); docs/operations.md says how to go on"
+                    )
             self._next[tp.partition] = tp.offset
         consumer.assign(committed)
         took_s = time.monotonic() - started_s

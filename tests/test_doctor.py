@@ -46,6 +46,17 @@ def test_topics_that_are_missing_stop_it(well: Settings) -> None:
     assert found["topics"].remedy == "slatecast topics apply --execute"
 
 
+def test_a_broker_that_soon_forgets_where_a_stopped_role_stood_is_told(
+    well: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = findings(well)["offsets"]
+    assert (found.verdict, found.found) == ("ok", "a role may be down for 7 days")
+    monkeypatch.setattr(doctor, "OFFSETS_KEPT_MIN", 40_320)
+    found = findings(well)["offsets"]
+    assert (found.verdict, found.found) == ("warn", "a role may be down for 7 days")
+    assert "offsets.retention.minutes" in found.remedy
+
+
 def test_an_altered_jar_is_told_with_the_command_that_mends_it(well: Settings) -> None:
     jar = jars.jars_folder(Path(well.home)) / jars.locked_jars()[0].file
     jar.write_bytes(jar.read_bytes()[:-1])

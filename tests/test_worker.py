@@ -428,6 +428,22 @@ def test_what_retention_has_overtaken_is_an_error_never_a_jump(
     assert second.task.batches == []
 
 
+def test_offsets_that_the_broker_has_forgotten_are_no_first_start(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    send(settings, "profiles", [(b"a", b"1")])  # it has worked, and was down for so long that its group is forgotten
+    click(settings, *"aaaa")
+    admin, at = clients.admin(settings), partition_of(settings, "a")
+    gone = TopicPartition(settings.prefix + "events", at, 3)
+    for future in admin.delete_records([gone]).values():
+        future.result()
+    worker = start()
+    wait_for(lambda: not worker.thread.is_alive())
+    assert f"partition {at} has state" in str(worker.error)
+    assert f"{settings.prefix}events begins at 3: what came before may not have been read" in str(worker.error)
+    assert worker.task.batches == []
+
+
 def test_sigterm_ends_a_role_within_five_seconds_having_committed(
     settings: Settings, tmp_path: Path, wait_for: Wait
 ) -> None:
