@@ -196,7 +196,8 @@ def test_lists_of_new_items_are_ranked_by_the_head_for_new_items() -> None:
 
 
 def test_without_logits_lists_are_made_by_rank_fusion_and_say_so() -> None:
-    shop, _ = live(plain(4), [bought(f"i{n}", 1, f"u{n}{m}") for n in range(4) for m in range(n + 1)])
+    long_known = Catalogue(Item(item=f"i{n}", title="x", first_ts_ms=at_ms(99)) for n in range(4))
+    shop, _ = live(long_known, [bought(f"i{n}", 1, f"u{n}{m}") for n in range(4) for m in range(n + 1)])
     profile = remember(bought("i1", 9), bought("i1", 8), bought("i0", 9))
     draft = one(shop, ask(profile), msgspec.structs.replace(RELEVANCE, per_source=4))
     # i3 and i2 trend most; i1 and i0 trend less, and are bought again.
@@ -293,7 +294,7 @@ def test_what_others_were_shown_decides_who_is_on_a_list_and_not_the_order() -> 
 
 def test_every_source_keeps_its_voice_whatever_the_score() -> None:
     shop, _ = live(
-        Catalogue(Item(item=f"i{n}", title="x", first_ts_ms=at_ms(1) if n == 29 else None) for n in range(30)),
+        Catalogue(Item(item=f"i{n}", title="x", first_ts_ms=at_ms(1 if n == 29 else 99)) for n in range(30)),
         [bought(f"i{n}", 1, "other") for n in range(29)],
     )
     worst_last = lambda asks, vectors: Scored(-np.arange(60, dtype=np.float32).reshape(30, 2), "given")  # noqa: E731

@@ -300,7 +300,8 @@ def _figures(increments: Iterable[tuple[str, Increment]]) -> dict[str, dict[str,
     for item, inc in increments:
         signals[item] = absorb(signals.get(item, Signal()), inc)
     return {
-        item: {name: getattr(signal, name) for name in Signal.__struct_fields__ if name != "neighbours"}
+        item: {name: getattr(signal, name) for name in Signal.__struct_fields__ if name not in ("neighbours", "priced")}
+        | {f"price of {at_s}": price for at_s, price in filter(None, [signal.priced])}
         | {str(ref): weight for ref, weight in signal.neighbours}
         for item, signal in signals.items()
     }
@@ -317,7 +318,11 @@ def make_events(count: int, users: int, seed: int) -> list[Event]:
     kinds = (Click, Click, View, Purchase)
     return [
         rng.choice(kinds)(
-            user=f"u{rng.randrange(users)}", item=f"i{rng.randrange(len(ITEMS))}", ts_ms=start_ms + n, id=f"{seed}-{n}"
+            user=f"u{rng.randrange(users)}",
+            item=f"i{rng.randrange(len(ITEMS))}",
+            ts_ms=start_ms + n,
+            id=f"{seed}-{n}",
+            price=1.0 + n % 7,
         )
         for n in range(count)
     ]
