@@ -116,9 +116,8 @@ class Tally:
         recent = _recent(before, ts_s)
         # A user's interest counts once a day, by the surest action.
         more = max(weight - recent.get(own, 0.0), 0.0)
-        gain = Increment(ts_s, long=more, short=more, first_s=ts_s)
-        if event.price is not None:
-            gain = replace(gain, priced=(ts_s, event.price))
+        priced = None if event.price is None else (ts_s, event.price)
+        gain = Increment(ts_s, long=more, short=more, first_s=ts_s, priced=priced)
         if action == PURCHASE and more > 0:
             last_s = _last_bought_s(before.purchases, own.to_bytes(6))
             if last_s is not None:  # a late event may come before what it repeats

@@ -78,11 +78,16 @@ def test_without_a_session_half_an_hour_of_silence_begins_a_new_visit(tmp_path: 
 
 
 def test_a_price_stays_with_its_event_and_items_stay_as_their_file_says(tmp_path: Path) -> None:
-    events = [buy("u", "x", 30, price=3.0), buy("u", "x", 20, price=2.0), buy("u", "x", 10)]
-    history = read_history(write(tmp_path, events, [item("x"), item("y", price=7.5)]))
-    np.testing.assert_array_equal(history.price, [np.nan, 2.0, 3.0])
-    np.testing.assert_array_equal(history.before(T + 25).price, [np.nan, 2.0])
-    assert [i.price for i in history.items] == [None, 7.5]
+    events = [
+        buy("u", "x", 30, price=3.0),
+        buy("u", "x", 20, price=2.0),
+        buy("u", "x", 10),
+        buy("u", "y", 5, price=9.0),
+    ]
+    history = read_history(write(tmp_path, events, [item("x"), item("y", price=7.5), item("z")]))
+    np.testing.assert_array_equal(history.price, [9.0, np.nan, 2.0, 3.0])
+    np.testing.assert_array_equal(history.before(T + 25).price, [9.0, np.nan, 2.0])
+    assert [(i.item, i.price) for i in history.items] == [("x", None), ("y", 7.5), ("z", None)]
 
 
 def test_two_users_sessions_of_one_name_are_two(tmp_path: Path) -> None:
@@ -215,5 +220,7 @@ def test_complete_journey_is_cleaned_and_merged_by_column_as_the_loader_does_row
     rows = read_rows(tmp_path / "transactions.parquet", "events", PRESETS["complete-journey"])
     loaded = [e for row in rows if isinstance(e := row.event, Purchase)]
     assert sorted(names(history)) == sorted((e.user, e.item, e.ts_ms // 1000 - T) for e in loaded)
-    assert sorted(history.price.tolist()) == sorted(e.price for e in loaded if e.price)
+    prices = sorted(zip(history.item.tolist(), history.price.tolist(), strict=True))
+    assert prices == sorted((("1", "2").index(e.item), e.price) for e in loaded if e.price)
+    assert {(0, 4.0), (1, 1.5)} <= set(prices)
     assert len(set(history.session.tolist())) == 3
