@@ -164,8 +164,9 @@ class Worker:
             if len(messages) < more or any(BACKFILL not in record.headers for record in records[looked_at:]):
                 break
             looked_at = len(records)
-        # After a rebalance inside poll the client may still hand out records of a partition that has left.
-        return [record for record in records if record.offset >= self._next.get(record.partition, record.offset + 1)]
+        # After a rebalance in here there may be records of a partition that has left, and twice those of one that is back.
+        ours = (record for record in records if record.offset >= self._next.get(record.partition, record.offset + 1))
+        return list({(record.partition, record.offset): record for record in ours}.values())
 
     def _read(self, message: Message) -> Record:
         error = message.error()

@@ -362,6 +362,26 @@ def test_an_output_larger_than_the_client_sends_ends_the_worker_too(
     assert (counts(settings), behind(settings)) == ({}, 1)
 
 
+def test_a_partition_that_leaves_and_comes_back_while_a_batch_is_gathered_counts_once(
+    settings: Settings, start: Start, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.worker.LINGER_S", 60.0)  # by chance 5 ms are long enough, too
+    task = Count(settings)
+    task.batch_limit = 3  # what was read before, the same again, and what ends the waiting
+    first = start(task, instance="a", own=quick(settings))
+    wait_for(lambda: len(first.partitions) == 4)
+    producer = clients.producer(settings)
+    producer.produce(settings.prefix + "events", b"x", b"u", 0)
+    producer.flush(30)
+    second = start(instance="b")
+    wait_for(lambda: len(second.partitions) == 2)
+    producer.produce(settings.prefix + "events", b"x", b"u", 0)
+    producer.flush(30)
+    wait_for(lambda: task.commits == 1)
+    assert task.batches == [[(0, 0), (0, 1)]]
+    assert counts(settings) == {"u": 2}
+
+
 def test_an_idle_worker_makes_no_transactions(settings: Settings, wait_for: Wait) -> None:
     task, stop = Count(settings), threading.Event()
     steps, at_rest = count(), list[int]()
