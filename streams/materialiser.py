@@ -93,7 +93,8 @@ class Materialiser:
             self._lag.show(self._next, records)
             if time.monotonic() - self._checked_s > CHECK_S:
                 self._follow_redis()
-                self._health.waiting_for = ""
+                if self._health.waiting_for == "Redis":
+                    self._health.waiting_for = ""
         except redis.RedisError as error:
             log.warning("materialiser: Redis does not answer (%s), trying again", type(error).__name__)
             REDIS_WRITES.labels("error").inc()
@@ -158,6 +159,7 @@ class Materialiser:
             try:
                 self._next = self._positions(self._redis, numbers)
                 consumer.assign(self._where(self._next))
+                self._health.waiting_for = ""
                 return
             except redis.RedisError as error:
                 log.warning("materialiser: Redis does not answer (%s), waiting", type(error).__name__)
@@ -169,6 +171,7 @@ class Materialiser:
         consumer.assign([])  # else the client would assign them itself, find no offset, and call that an error
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._health.waiting_for = "partitions"
         for tp in partitions:
             self._next.pop(tp.partition, None)
         self._lag.forget(tp.partition for tp in partitions)

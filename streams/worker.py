@@ -277,6 +277,7 @@ class Worker:
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Others have them already. Nothing of ours is open, so there is nothing to abort either."""
         telemetry.REBALANCES.labels(self.role, "lost").inc()
+        self._health.waiting_for = "partitions"  # until it is back in its group
         log.warning(
             "%s: lost partitions %s: it was silent for too long", self.role, [tp.partition for tp in partitions]
         )

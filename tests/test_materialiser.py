@@ -10,10 +10,13 @@ import pytest
 import redis
 from stream_helpers import send
 
-from streams import clients
+from streams import clients, topics
 from streams.embedded import Embedded
 from streams.materialiser import COMPARE_AND_SET, TTL_MS, Materialiser, slate_key
 from streams.settings import Settings
+from streams.signals import SignalsTask
+from streams.telemetry import Health
+from streams.worker import Worker
 
 Wait = Callable[..., None]
 USERS = [f"u{n}" for n in range(30)]
@@ -23,7 +26,8 @@ class Running(Materialiser):
     """A materialiser in a thread."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, "0")
+        self.health = Health("materialiser")
+        super().__init__(settings, "0", self.health)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.run, args=(self.stop,), daemon=True)
         self.thread.start()
@@ -231,3 +235,39 @@ def test_a_materialiser_whose_redis_is_down_ends_within_five_seconds(
     wait_for(lambda: "Redis does not answer" in caplog.text)
     materialiser.end(5)
     client.close()
+
+
+def test_a_materialiser_is_ready_while_it_is_in_its_group_and_its_redis_answers(
+    own: tuple[Embedded, Settings], start: Start, wait_for: Wait
+) -> None:
+    running, settings = own
+    health = Health("materialiser")
+    Materialiser(settings, "0", health).step()
+    assert not health.ready()[0], "it has not even begun"
+    view = start(settings)
+    wait_for(lambda: view.health.ready()[0])
+    running.kill("valkey")
+    wait_for(lambda: view.health.waiting_for == "Redis")
+    running.start_valkey()
+    wait_for(lambda: view.health.ready()[0])
+
+
+def test_who_fell_out_of_its_group_is_not_ready_until_it_is_back(home: Path, start: Start, wait_for: Wait) -> None:
+    with Embedded(home) as running:
+        soon: dict[str, str | int | float | bool] = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
+        settings = Settings(bootstrap=running.bootstrap, redis=running.redis_url, home=str(running.folder), kafka=soon)
+        topics.apply(clients.check_broker(settings), settings)
+        view, health, stop = start(settings), Health("signals"), threading.Event()
+        worker = Worker(settings, "signals", SignalsTask(settings), "0", health)
+        working = threading.Thread(target=worker.run, args=(stop,), daemon=True)
+        working.start()
+        wait_for(lambda: view.health.ready()[0] and health.ready()[0])
+        running.kill("kafka")
+        wait_for(lambda: view.health.waiting_for == health.waiting_for == "partitions")
+        assert view.health.live()[0]
+        assert health.live()[0]
+        running.start_broker()
+        wait_for(lambda: view.health.ready()[0] and health.ready()[0])
+        stop.set()
+        working.join(20)
+        view.end()
