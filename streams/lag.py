@@ -59,7 +59,6 @@ class LagMeter:
 
     def __init__(self, role: str, consumer: Consumer, topic: str) -> None:
         self._role, self._consumer, self._topic = role, consumer, topic
-        self._marker = int(topic.endswith(WRITTEN_IN_TRANSACTIONS))  # as in `records_behind`
         self._arrived_ms: dict[int, int] = {}
         self._shown_s = 0.0
 
@@ -71,9 +70,11 @@ class LagMeter:
         if now_s - self._shown_s < SHOW_EVERY_S:
             return
         self._shown_s = now_s
-        for partition, offset in next_offsets.items():
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-            behind = end - offset if end - offset > self._marker else 0
+        # Behind the last record the client passes transactions' markers, and what was aborted: its position tells.
+        for at in self._consumer.position([TopicPartition(self._topic, p) for p in next_offsets]):
+            partition, offset = at.partition, next_offsets[at.partition]
+            _, end = self._consumer.get_watermark_offsets(at, cached=True)
+            behind = max(0, end - max(offset, at.offset))
             arrived_ms = self._arrived_ms.get(partition)
             age_s = time.time() - arrived_ms / 1000 if behind and arrived_ms else 0.0
             labels = self._role, str(partition)

@@ -15,6 +15,7 @@ from random import Random
 import msgspec
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
+from prometheus_client import REGISTRY
 from stream_helpers import read_topic, send, send_events, send_items
 
 from models.serving import NoModels
@@ -269,6 +270,23 @@ def test_a_worker_without_a_partition_stands_by(settings: Settings, start: Start
     wait_for(lambda: first.processed + second.processed == 1)
     assert first.thread.is_alive()
     assert second.thread.is_alive()
+
+
+def test_what_stands_on_a_topic_and_is_no_record_is_no_lag(settings: Settings, start: Start, wait_for: Wait) -> None:
+    topic, producer = settings.prefix + "events", open_transaction(settings, "requeue")
+    producer.produce(topic, b"x", b"u", 0)
+    producer.commit_transaction(30)
+    producer.begin_transaction()
+    producer.produce(topic, b"x", b"u", 0)
+    assert producer.flush(30) == 0
+    producer.abort_transaction(30)
+    worker = start()
+
+    def shown(name: str) -> float | None:
+        return REGISTRY.get_sample_value(f"slatecast_{name}", {"role": ROLE, "partition": "0"})
+
+    wait_for(lambda: worker.processed == 1 and shown("committed_offset") == 1)
+    wait_for(lambda: shown("lag_records") == shown("lag_seconds") == 0, 10)
 
 
 # --- committing --------------------------------------------------------------------------------------------------------
