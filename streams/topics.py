@@ -77,10 +77,12 @@ def diff(client: AdminClient, topics: Sequence[Topic]) -> list[Change]:
     existing = [topic for topic in topics if topic.name in present]
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in existing]
     described = client.describe_configs(resources) if resources else {}
-    configs = {resource.name: _answer(future) for resource, future in described.items()}
+    # One that was deleted since it was listed has no answer, and is to be created.
+    answers = {resource.name: _answer(future, but="UNKNOWN_TOPIC_OR_PART") for resource, future in described.items()}
+    configs = {name: answer for name, answer in answers.items() if answer is not None}
     changes = []
     for topic in topics:
-        if topic.name not in present:
+        if topic.name not in configs:
             changes.append(
                 Change(topic.name, "create", f"{topic.partitions} partitions, {topic.config['cleanup.policy']}")
             )

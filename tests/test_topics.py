@@ -104,6 +104,18 @@ def test_a_topic_with_another_number_of_partitions_is_refused_and_nothing_is_don
     assert names(bare) == {bare.prefix + "slates"}
 
 
+def test_a_topic_that_is_deleted_while_it_is_looked_at_is_to_be_created(
+    settings: Settings, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, gone = clients.admin(settings), settings.prefix + "slates"
+    listed = admin.list_topics(timeout=10)
+    admin.delete_topics([gone])[gone].result()
+    wait_for(lambda: gone not in names(settings))
+    monkeypatch.setattr(admin, "list_topics", lambda timeout: listed)
+    changes = topics.diff(admin, topics.plan(settings))
+    assert [(change.topic, change.action) for change in changes] == [(gone, "create")]
+
+
 def test_a_broker_that_refuses_is_quoted(bare: Settings) -> None:
     with pytest.raises(Unavailable, match="the broker refused: .*eplication factor"):
         topics.apply(clients.admin(bare), msgspec.structs.replace(bare, replication=3))
