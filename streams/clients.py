@@ -86,6 +86,12 @@ CONSUMER: dict[str, Value] = {
     "retry.backoff.max.ms": 10,
 }
 
+MEANS = {
+    "_AUTO_OFFSET_RESET": "the topic no longer has what was to be read next, or is another one",
+    "UNKNOWN_TOPIC_OR_PART": "run `slatecast topics apply --execute`",
+    "_UNKNOWN_PARTITION": "a role's input has more partitions than its other topics: `slatecast topics apply` shows them, "
+    "docs/operations.md says how to grow",
+}
 # Lines that say nothing is wrong: seen at every start and every takeover, and for every passed-on key that only
 # producers or only consumers know.
 _NOISE = re.compile(
@@ -238,4 +244,10 @@ def _make(kind: Callable[..., Client], options: dict[str, Any]) -> Client:
 
 def broken(error: KafkaError) -> Unavailable:
     """An error that a consumer reports in place of a record."""
-    return Unavailable(f"Kafka: {error.str()}")
+    return Unavailable(f"Kafka: {explain(error)}")
+
+
+def explain(error: KafkaError) -> str:
+    """What the client said, and what it means here where that is known."""
+    means = MEANS.get(error.name())
+    return f"{error.str()}; {means}" if means else error.str()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import redis
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from recsys.errors import Unavailable
 from streams import clients
 from streams.lag import LagMeter
 from streams.records import Record, read_record
@@ -82,6 +83,11 @@ class Materialiser:
         records = []
         for message in self._consumer.consume(BATCH, 0.05):
             error = message.error()
+            if error is not None and error.name() == "_AUTO_OFFSET_RESET":
+                raise Unavailable(
+                    f"Redis knows later lists than {self._topic} has: the topic was made again. "
+                    f"Delete the keys {self._settings.prefix}* in Redis; they are written anew"
+                )
             if error is not None:
                 raise clients.broken(error)
             record = read_record(message)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from recsys.errors import BadEvent
 from streams import clients, telemetry
@@ -171,9 +171,7 @@ class Worker:
     def _read(self, message: Message) -> Record:
         error = message.error()
         if error is not None:
-            gone = error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the client's public constant
-            why = "; the topic no longer has what was to be read next, or is another one" if gone else ""
-            raise Stopped(f"{self.role}: {error.str()}{why}")
+            raise Stopped(f"{self.role}: {clients.explain(error)}")
         return read_record(message)
 
     def _process(self, records: Sequence[Record]) -> list[Output]:

@@ -10,6 +10,7 @@ import pytest
 import redis
 from stream_helpers import send
 
+from recsys.errors import Unavailable
 from streams import clients, topics
 from streams.embedded import Embedded
 from streams.materialiser import COMPARE_AND_SET, TTL_MS, Materialiser, slate_key
@@ -174,6 +175,12 @@ def test_a_redis_restored_from_an_older_copy_catches_up(
     assert bodies(settings, view) == {b"1"}
     wait_for(lambda: bodies(settings, view) == {b"2", None})
     assert view.hgetall(slate_key(settings, "u1")).keys() == {b"v"}
+
+
+def test_a_redis_that_knows_more_than_the_topic_is_said_to_be_of_another(settings: Settings, view: redis.Redis) -> None:
+    view.set(f"{settings.prefix}applied:0", 50)
+    with pytest.raises(Unavailable, match=r"slates has: the topic was made again\. Delete the keys "):
+        Materialiser(settings, "0").run(threading.Event())
 
 
 # --- a Redis that comes and goes ---------------------------------------------------------------------------------------

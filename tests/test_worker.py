@@ -15,11 +15,13 @@ from random import Random
 import msgspec
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import NewPartitions
 from prometheus_client import REGISTRY
 from stream_helpers import read_topic, send, send_events, send_items
 
 from models.serving import NoModels
 from recsys.catalogue import Item
+from recsys.errors import Unavailable
 from recsys.events import Click, decode_event, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
 from streams import clients, topics
@@ -480,6 +482,19 @@ def test_offsets_that_the_broker_has_forgotten_are_no_first_start(
     assert f"partition {at} has state" in str(worker.error)
     assert f"{settings.prefix}events begins at 3: what came before may not have been read" in str(worker.error)
     assert worker.task.batches == []
+
+
+def test_an_input_that_is_missing_or_has_grown_alone_ends_with_what_to_do(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = msgspec.structs.replace(settings, prefix=f"{settings.prefix}nothing.")
+    with pytest.raises(Stopped, match=r"nothing\.events.*; run `slatecast topics apply --execute`"):
+        Worker(nothing, ROLE, Count(nothing), "0").run(threading.Event())
+    monkeypatch.setattr("streams.state.ELECTION_S", 0.5)
+    admin, topic = clients.admin(settings), settings.prefix + "events"
+    admin.create_partitions([NewPartitions(topic, 6)])[topic].result()
+    with pytest.raises(Unavailable, match=r"more partitions than its other topics: .*docs/operations\.md"):
+        Worker(settings, ROLE, Count(settings), "0").run(threading.Event())
 
 
 def test_sigterm_ends_a_role_within_five_seconds_having_committed(
