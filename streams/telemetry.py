@@ -5,6 +5,7 @@ fleet); `/readyz`: restored, assigned or standing by, and able to do its work. N
 Updated by the worker, the ranker and the materialiser; served by `run_role`.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -81,6 +82,13 @@ class Health:
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0  # seconds: else each client that says nothing would keep a thread for ever
+
+    def handle(self) -> None:
+        """One request. Who says nothing, or hangs up, as load balancers do to see who listens, is no news either."""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            super().handle()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """A scrape every few seconds is no news."""
 

@@ -3,13 +3,14 @@
 import json
 import re
 import socket
+import struct
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, active_count
 
 import msgspec
 import pytest
@@ -294,6 +295,22 @@ def test_a_beat_is_a_metric_too(served: int, health: Health) -> None:
 def test_a_scrape_is_not_held_up_by_a_client_that_says_nothing(served: int) -> None:
     with socket.create_connection(("127.0.0.1", served)):
         assert ask(served, "/livez")[0] == 200
+
+
+def test_a_client_that_says_nothing_or_hangs_up_is_let_go_without_a_word(
+    served: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], wait_for: Wait
+) -> None:
+    monkeypatch.setattr("streams.telemetry._Quiet.timeout", 0.2)
+    threads = active_count()
+    with socket.create_connection(("127.0.0.1", served), timeout=10) as silent:
+        assert silent.recv(1) == b""
+    wait_for(lambda: active_count() <= threads)
+    monkeypatch.undo()
+    with socket.create_connection(("127.0.0.1", served)) as gone:
+        wait_for(lambda: active_count() > threads)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+    wait_for(lambda: active_count() <= threads)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_one_clear_line(served: int, settings: Settings) -> None:
