@@ -38,6 +38,7 @@ NO_LEADER_YET = (
 ELECTION_S = 10.0  # a topic that was just created, or lost its broker, has no leader for a moment
 READ_TOGETHER = 500  # messages that fit the processor's cache: a tenth faster than 2,000
 BEAT_EVERY = 2000  # records, well below a second
+QUIET_S = 5.0  # of waiting for a broker or a transaction, then each round is a sign of life: far below LIVE_S
 WRITE_TOGETHER = 2000  # restored values go to the disk in batches of this size
 
 
@@ -181,7 +182,7 @@ def read_to(
 ) -> int:
     """Read partitions from their beginning, or `begins`, committed records only, past `ends`; how many there were."""
     count = 0
-    for message in messages_to(consumer, topic, ends, begins):
+    for message in messages_to(consumer, topic, ends, begins, beat):
         take(read_record(message))
         count += 1
         if count % BEAT_EVERY == 0:
@@ -190,9 +191,13 @@ def read_to(
 
 
 def messages_to(
-    consumer: Consumer, topic: str, ends: Mapping[int, int], begins: Mapping[int, int] = MappingProxyType({})
+    consumer: Consumer,
+    topic: str,
+    ends: Mapping[int, int],
+    begins: Mapping[int, int] = MappingProxyType({}),
+    beat: Callable[[], None] = lambda: None,
 ) -> Iterator[Message]:
-    """The same as the client's messages: a Record of each is a tenth of what a restore takes.
+    """The same as the client's messages: a Record of each is a tenth of what a restore takes. `beat`: while none comes.
 
     The consumer must report partition ends (enable.partition.eof): behind the last record may stand a transaction's
     marker, and only the end-of-partition event tells that the position has passed it. Raises Unavailable on a stall.
@@ -217,7 +222,10 @@ def messages_to(
                 position += 1
             if position >= open_ends.get(number, position + 1):
                 open_ends.pop(number)
-        if time.monotonic() - moved_s > RESTORE_STALL_S:
+        waited_s = time.monotonic() - moved_s
+        if waited_s > QUIET_S:
+            beat()
+        if waited_s > RESTORE_STALL_S:
             raise Unavailable(
                 f"{topic}: nothing came for {RESTORE_STALL_S:.0f} s before the end was reached at {open_ends}; "
                 "a transaction may be open, look at the broker's log"
@@ -256,7 +264,7 @@ def restore(
     known = {p: store.next_offset for p, h in held.items() if (store := h.store) is not None}
     waiting: dict[int, list[tuple[str, bytes | None]]] = {p: [] for p in partitions}
     count = 0
-    for message in messages_to(consumer, topic, ends, known):
+    for message in messages_to(consumer, topic, ends, known, beat):
         partition = cast(int, message.partition())
         changes = waiting[partition]
         changes.append(((message.key() or b"").decode(), message.value()))

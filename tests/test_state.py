@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import msgspec
 import pytest
@@ -138,6 +139,7 @@ def test_a_killed_process_leaves_whole_writes(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
+from threading import Thread
 from streams.store import Store
 kept = Store(Path({str(tmp_path)!r}), "topic-id", 0)
 for n in range(1, 1000):
@@ -209,6 +211,26 @@ def test_a_long_restore_says_that_it_goes_on(settings: Settings, monkeypatch: py
     restore(clients.admin(settings), reader, settings.prefix + "profiles", [0], beat=beat)
     reader.close()
     assert len(beats) == 3
+
+
+def test_a_restore_that_waits_for_a_transaction_says_that_it_goes_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[..., None]
+) -> None:
+    monkeypatch.setattr("streams.state.QUIET_S", 0.0)
+    producer, name = clients.producer(settings, f"{settings.prefix}slow"), settings.prefix + "profiles"
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(name, b"1", b"a", 0)
+    assert producer.flush(30) == 0
+    beats: list[int] = []
+    reader, beat = clients.reader(settings), lambda: beats.append(1)
+    restoring = Thread(target=restore, args=(clients.admin(settings), reader, name, [0]), kwargs={"beat": beat})
+    restoring.start()
+    wait_for(lambda: len(beats) > 3, 10)
+    producer.commit_transaction(30)
+    restoring.join(20)
+    assert not restoring.is_alive()
+    reader.close()
 
 
 def test_a_topic_that_was_made_again_is_not_taken_for_the_old_one(
