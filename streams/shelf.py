@@ -31,7 +31,8 @@ class Shelf:
         self._models = models
         self.catalogue = Catalogue(dim=models.dim)
         self.signals = SignalTable(self.catalogue)
-        self._early: dict[str, Signal] = {}  # signals of items that the catalogue does not know yet
+        # Signals of items that the catalogue does not know yet, or any more: as bytes, a seventh of what they take as such.
+        self._early: dict[str, bytes] = {}
         self._waiting: list[tuple[int, str]] = []  # rows and texts to embed
         self._items = TableReader(settings, "items", self._take_item)
         self._signals = TableReader(settings, "signals", self._take_signal)
@@ -83,17 +84,18 @@ class Shelf:
             return
         self.signals.grow()
         if item.item in self._early:
-            self.signals.update(row, self._early.pop(item.item))
+            self.signals.update(row, decode_signal(self._early.pop(item.item)))
         self._waiting += find_vectors(self._models, self.catalogue, [row])
 
     def _take_signal(self, record: Record) -> None:
         item = (record.key or b"").decode()
-        signal = decode_signal(record.value) if record.value is not None else Signal()  # a tombstone: nothing is known
         row = self.catalogue.row(item)
-        if row < 0:
-            self._early[item] = signal
+        if row >= 0:  # a tombstone: nothing is known
+            self.signals.update(row, Signal() if record.value is None else decode_signal(record.value))
+        elif record.value is None:
+            self._early.pop(item, None)
         else:
-            self.signals.update(row, signal)
+            self._early[item] = record.value
 
     def _embed(self, limit: int) -> None:
         batch, self._waiting = self._waiting[:limit], self._waiting[limit:]

@@ -1,5 +1,6 @@
 """Compact topics that are read whole: to their end at the start, then whatever comes, tombstones included."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -172,3 +173,19 @@ def test_a_signal_that_was_withdrawn_says_nothing_any_more(settings: Settings, w
     send_items(settings, [Item(item="early", title="Pan")])
     wait_for(lambda: shelf.follow() or shelf.catalogue.row("early") >= 0)
     assert shelf.signals.buyers[shelf.catalogue.row("early")] == 0
+
+
+def test_signals_of_items_that_left_the_catalogue_long_ago_take_no_more_than_their_bytes(settings: Settings) -> None:
+    shelf, size = Shelf(settings, NoModels()), 0
+    tracemalloc.start()
+    for n in range(500):
+        neighbours = tuple((n * 1_000 + other, 1.0 + other / (n + 1)) for other in range(50))
+        value = msgspec.msgpack.encode(Signal(ts_s=1_760_000_000, neighbours=neighbours, long=1.0, buyers=n))
+        size += len(value)
+        shelf._take_signal(Record("signals", 0, n, 0, b"gone-%d" % n, value, ()))
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 2 * size
+    send_items(settings, [Item(item="gone-7", title="Mug")])  # and it comes back
+    shelf.catch_up()
+    assert shelf.signals.buyers[shelf.catalogue.row("gone-7")] == 7
