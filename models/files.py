@@ -164,7 +164,7 @@ def _rows(
                 # a missing value is an empty cell, a null or NaN (which is not equal to itself)
                 present = {field: v for field, column in pairs if (v := get(column)) is not None and v != "" and v == v}
                 fields = convert(present)
-            if event_type:
+            if event_type and fields.get("type") is None:
                 fields["type"] = event_type
             note = _read_time(fields, times, kind, exact)
             made = _make(fields, kind, exact)

@@ -187,6 +187,16 @@ def test_columns_of_other_names_are_mapped_and_numbers_serve_as_ids(tmp_path: Pa
     assert loaded(tmp_path / "sales.parquet", columns=columns, event_type="purchase") == [one, two]
 
 
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+def test_a_type_for_every_row_is_for_those_whose_column_says_none(tmp_path: Path, name: str) -> None:
+    cells = [("click", "i1"), ("", "i2"), ("view", "i3")]
+    table = "type,user,item,ts\n" + "".join(f"{kind},u1,{item},1700000000\n" for kind, item in cells)
+    objects = [{"type": kind or None, "user": "u1", "item": item, "ts": 1700000000} for kind, item in cells]
+    text = table if name.endswith("csv") else "\n".join(map(json.dumps, objects))
+    found = loaded(write(tmp_path / name, text), event_type="purchase")
+    assert list(map(type, found)) == [Click, Purchase, View]
+
+
 def test_json_in_our_own_fields_is_as_strict_as_kafka(tmp_path: Path) -> None:
     lines = [
         CLICK.replace('"u1"', "17"),
