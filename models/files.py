@@ -183,7 +183,7 @@ def _read_time(fields: Fields, times: list[tuple[str, str, str]], kind: Kind, ex
         iso = isinstance(value, str) and not value.lstrip("-").replace(".", "", 1).isdigit()
         if exact and field == target and not iso:
             return ""  # for the decoder to judge, as on Kafka
-        fields[target] = to_ms(value, unit)
+        fields[target] = to_ms(value, unit, target.removesuffix("_ms"))
         return f"{column}: {'ISO 8601' if iso else unit} to ms" if iso or unit != "ms" else ""
     return ""
 

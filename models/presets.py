@@ -24,7 +24,7 @@ Fields = dict[str, Any]
 Convert = Callable[[Fields], Fields]
 
 # The name of the field says the unit, so a mapping cannot be silent about it. `ts` alone is seconds.
-_TIME_UNITS = {"ts_ms": "ms", "ts": "s", "ts_s": "s", "ts_us": "us"}
+_TIME_UNITS = {"ts_ms": "ms", "ts": "s", "ts_s": "s", "ts_us": "us", "ts_ns": "ns"}
 TIME_FIELDS: dict[Kind, dict[str, str]] = {
     "events": _TIME_UNITS,
     "items": {f"first_{field}": unit for field, unit in _TIME_UNITS.items()},

@@ -14,10 +14,11 @@ _UNITS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _HUGE = 1e30  # beyond any time in any unit; also what NaN and infinity are not below
 
 
-def to_ms(value: Any, unit: str) -> int:
+def to_ms(value: Any, unit: str, field: str = "ts") -> int:
     """A time as milliseconds since 1970: a number in `unit` (s, ms, us, ns), or ISO 8601 text (UTC without a zone).
 
-    Raises BadEvent, which names the unit that would fit. Nothing is converted by guess.
+    Raises BadEvent, which names the unit that would fit, and under which `field` it is mapped then. Nothing is converted
+    by guess.
 
     >>> to_ms(1291191960, "s"), to_ms("2010-12-01T09:26:00+01:00", "ms")
     (1291191960000, 1291191960000)
@@ -36,7 +37,7 @@ def to_ms(value: Any, unit: str) -> int:
     if TS_MIN_MS <= ms <= TS_MAX_MS:
         return ms
     fit = next((other for other in _UNITS_PER_S if TS_MIN_MS <= _scale(value, other) <= TS_MAX_MS), "")
-    hint = f"; it looks like {fit}: map it as ts_{fit}" if fit else ""
+    hint = f"; it looks like {fit}: map it as {field}_{fit}" if fit else ""
     raise BadEvent("range", f"time: {value} is not in {unit} since 1970 within 2000..2100{hint}")
 
 

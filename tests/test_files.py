@@ -21,7 +21,7 @@ from pyarrow import parquet
 import models.files
 import models.presets
 from models.files import Row, event_id, parse_map, read_rows
-from models.presets import PRESETS, find_complete_journey
+from models.presets import PRESETS, Kind, find_complete_journey
 from models.times import to_ms
 from recsys.errors import BadEvent, Misuse
 from recsys.events import (
@@ -161,6 +161,16 @@ def test_times_are_converted_only_where_their_unit_is_said(tmp_path: Path) -> No
     assert [reason for reason, _ in errors] == ["range", "schema", "range", "schema", "range", "schema"]
     assert "multiply seconds by 1000" in errors[0][1]
     assert errors[2][1].endswith("it looks like ms: map it as ts_ms")
+
+
+@pytest.mark.parametrize(("kind", "field"), [("events", "ts"), ("items", "first_ts")])
+def test_the_unit_that_an_error_proposes_can_be_mapped_so(tmp_path: Path, kind: Kind, field: str) -> None:
+    for unit, value in (("s", 1700000000), ("us", 1700000000000000), ("ns", 1700000000000000000)):
+        path = write(tmp_path / "e.csv", f"type,user,item,title,when\nclick,u1,i1,Mug,{value}\n")
+        [row] = read(path, kind, columns={f"{field}_ms": "when"})
+        proposed = str(row.error).rpartition("map it as ")[2]
+        [row] = read(path, kind, columns={proposed: "when"})
+        assert row.note == f"when: {unit} to ms"
 
 
 def test_columns_of_other_names_are_mapped_and_numbers_serve_as_ids(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def file_options(command: F) -> F:
         click.argument("file", type=click.Path(path_type=Path)),
         click.option("--preset", type=click.Choice(list(PRESETS)), default=SLATECAST.name, help=f"Layout. {about}."),
         click.option("--map", "maps", multiple=True, metavar="FIELD=COLUMN,…", help="Columns of other names. A time"
-                     " says its unit: ts_s=, ts_ms=, ts_us=; ISO 8601 text is known as such."),
+                     " says its unit: ts_s=, ts_ms=, ts_us=, ts_ns= (of items first_ts_s= …); ISO 8601 text is known as"
+                     " such."),
         click.option("--type", "event_type", type=click.Choice(EVENT_TYPES), help="What every row is, if no column says"),
     ):  # fmt: skip
         command = option(command)
