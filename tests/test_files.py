@@ -6,6 +6,7 @@ import doctest
 import gzip
 import itertools
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,16 @@ def test_a_file_that_cannot_be_read_is_one_clear_misuse(tmp_path: Path, content:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(Misuse, match="is a folder"):
         read(tmp_path)
+
+
+def test_a_pipe_is_refused_before_a_byte_of_it_is_gone() -> None:
+    outlet, inlet = os.pipe()
+    os.write(inlet, CLICK.encode())
+    os.close(inlet)
+    with pytest.raises(Misuse, match="is a pipe"):
+        read(Path(f"/dev/fd/{outlet}"))
+    assert os.read(outlet, 1000) == CLICK.encode()
+    os.close(outlet)
 
 
 def test_a_gzip_cut_in_the_middle_gives_its_rows_and_then_says_so(tmp_path: Path) -> None:
