@@ -1,5 +1,6 @@
 """A policy given to rankers at work, on the real broker: no list missing, none of two policies, a bad one changes nothing."""
 
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -159,6 +160,17 @@ def test_the_command_publishes_what_the_file_says_of_the_policy_and_nothing_else
     assert code == 0
     assert "pins: no longer i7 in slot 0" in err
     assert read_topic(shop, "control")[-1].value is None
+
+
+def test_a_policy_from_a_pipe_is_published_as_it_was_read(shop: Settings, run: Run) -> None:
+    outlet, inlet = os.pipe()
+    os.write(inlet, TEXT)
+    os.close(inlet)
+    code, _, err = run("policy", "apply", f"/dev/fd/{outlet}", "--bootstrap", shop.bootstrap, "--prefix", shop.prefix)
+    os.close(outlet)
+    assert code == 0
+    assert NEW.digest() in err
+    assert published(shop) == NEW
 
 
 def test_a_list_explores_by_its_id_so_a_replay_draws_the_same(shop: Settings) -> None:

@@ -1,7 +1,7 @@
 """`slatecast policy`: what the knobs are, whether a file is a policy, what two differ in, and giving one to the rankers."""
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -108,11 +108,12 @@ def apply(settings: Settings, file: Path | None, withdraw: bool) -> None:
     """
     if withdraw == (file is not None):
         raise Misuse("name a policy file, or --withdraw, not both")
-    read = _read(file) if file is not None else None
+    # Read once, as it may be a pipe; and published without what else stands in it: a settings file may hold secrets.
+    table = _table(file) if file is not None else None
     clients.check_broker(settings)
     before = policies.published(settings) or settings.policy
-    policies.publish(settings, _published(file) if file is not None else None)
-    after = settings.policy if read is None else read
+    policies.publish(settings, msgspec.json.encode(table) if table is not None else None)
+    after = msgspec.convert(table, Policy) if table is not None else settings.policy
     for line in differences(before, after):
         stderr.print(printable(line), markup=False, highlight=False)
     stderr.print(f"published; lists by it have versions.policy {after.digest()}", highlight=False)
@@ -120,15 +121,15 @@ def apply(settings: Settings, file: Path | None, withdraw: bool) -> None:
 
 def _read(file: Path) -> Policy:
     """A file's policy; or a line for each mistake, and exit code 2."""
+    return msgspec.convert(_table(file), Policy)
+
+
+def _table(file: Path) -> dict[str, Any]:
+    """The same as plain values: what the file says of the policy."""
     table, mistakes = check_policy(_text(file))
     if mistakes:
         _refuse(file, mistakes)
-    return msgspec.convert(table, Policy)
-
-
-def _published(file: Path) -> bytes:
-    """What a file says of the policy, and nothing else of it: a settings file may hold secrets."""
-    return msgspec.json.encode(check_policy(_text(file))[0])
+    return table
 
 
 def _text(file: Path) -> str:
