@@ -18,6 +18,7 @@ from streams.state import end_offsets, read_to
 CONNECT = "__connect.errors."
 CLASS = "slatecast.error.class"
 CUT = "slatecast.error.cut"  # of a reject that holds only the beginning of its record
+REQUEUED = "requeued-from"  # of a record that was sent again: the reject that it was
 WHOLE_BYTES = 1024 * 1024  # what a topic takes however badly it compresses (topics.py)
 KEPT_BYTES = 1024
 MAX_MESSAGE = 1024  # an explanation, not a payload
@@ -107,6 +108,20 @@ def find_reject(settings: Settings, name: str) -> Reject:
     raise Misuse(f"no reject {name}; `slatecast rejects list` shows those that are kept")
 
 
+def newest_of_each(rejects: list[Reject]) -> list[Reject]:
+    """Without those that were sent again and put aside again: else each requeue of a class would double what stays bad.
+
+    A header alone may be forged, or speak of another generation's rejects, so the record must be the same, too.
+    """
+    again = {
+        (value.decode(errors="replace"), reject.key, reject.value)
+        for reject in rejects
+        for name, value in reject.headers
+        if name == REQUEUED
+    }
+    return [reject for reject in rejects if (f"rejects:{reject.id}", reject.key, reject.value) not in again]
+
+
 def requeue(settings: Settings, rejects: list[Reject]) -> int:
     """Send the original bytes to their topic again, all or none; how many were sent.
 
@@ -132,7 +147,7 @@ def requeue(settings: Settings, rejects: list[Reject]) -> int:
 
 
 def _produce(producer: Producer, reject: Reject) -> None:
-    origin: tuple[str, bytes] = ("requeued-from", f"rejects:{reject.id}".encode())
+    origin: tuple[str, bytes] = (REQUEUED, f"rejects:{reject.id}".encode())
     headers: list[tuple[str, str | bytes | None]] = [*reject.headers, origin]
     while True:
         try:

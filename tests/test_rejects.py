@@ -17,7 +17,7 @@ from recsys.events import Click, Event, encode_event
 from streams import clients
 from streams.cli.main import main
 from streams.records import Record
-from streams.rejects import Reject, read_rejects, reject_headers, requeue
+from streams.rejects import Reject, newest_of_each, read_rejects, reject_headers, requeue
 from streams.roles import run_role
 from streams.settings import Settings
 
@@ -210,6 +210,27 @@ def test_a_requeued_record_is_processed_if_it_is_good_now(
     newest = next(reject for reject in read_rejects(settings) if reject.id not in (good.id, bad.id))
     assert (newest.key, newest.value, newest.reason_class) == (b"u2", SECONDS, "range")
     assert len(read_slates(settings)) == 1, "what was applied already is known"
+
+
+def test_what_stays_bad_is_not_doubled_by_each_requeue_of_its_class(
+    settings: Settings, run: Run, start: Start, wait_for: Wait
+) -> None:
+    send(settings, "events", [(b"u2", SECONDS)])
+    start(settings)
+    for rejects in (1, 2, 3):
+        wait_for(lambda: len(read_rejects(settings)) == rejects)  # noqa: B023 - called in this round only
+        assert run("requeue", "--class", "range") == (0, b"", "1 records sent again.\n")
+    wait_for(lambda: len(read_rejects(settings)) == 4)
+
+
+def test_a_header_of_another_record_keeps_no_reject_back(settings: Settings) -> None:
+    named = (("requeued-from", b"rejects:0:0"),)
+    first, other, same = (
+        Reject(0, n, 0, "events:0:0", "schema", "", b"u1", value, headers)
+        for n, (value, headers) in enumerate(((b"{}", ()), (b"[]", named), (b"{}", named)))
+    )
+    assert newest_of_each([first, other]) == [first, other]
+    assert newest_of_each([first, other, same]) == [other, same]
 
 
 @pytest.mark.parametrize(

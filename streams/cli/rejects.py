@@ -54,7 +54,7 @@ def show(settings: Settings, name: str) -> None:
 @rejects.command()
 @connection_options
 @click.argument("names", nargs=-1)
-@click.option("--class", "reason_class", help="All of one class instead of names")
+@click.option("--class", "reason_class", help="All of one class instead of names; of a record, its newest reject")
 def requeue(settings: Settings, names: tuple[str, ...], reason_class: str | None) -> None:
     """Send rejects to their topic again, after the cause was mended.
 
@@ -65,7 +65,8 @@ def requeue(settings: Settings, names: tuple[str, ...], reason_class: str | None
     if bool(names) == (reason_class is not None):
         raise Misuse("name rejects (see `slatecast rejects list`), or a --class, not both")
     found = topic.read_rejects(settings)
-    chosen = [r for r in found if r.id in names or r.reason_class == reason_class]
+    candidates = found if names else topic.newest_of_each(found)
+    chosen = [r for r in candidates if r.id in names or r.reason_class == reason_class]
     missing = set(names) - {r.id for r in chosen}
     if missing:
         raise Misuse(f"no reject {', '.join(sorted(missing))}; `slatecast rejects list` shows those that are kept")
