@@ -236,6 +236,13 @@ def test_validate_says_line_by_line_what_would_be_done(tmp_path: Path, run: Run)
     )
 
 
+def test_words_of_a_catalogue_are_shown_and_not_obeyed(tmp_path: Path, run: Run) -> None:
+    (path := tmp_path / "items.jsonl").write_text('{"item":"i1","title":"Mug\\u001b[2J\\nline 2 load i2"}')
+    code, out, _ = run("validate", path, "--kind", "items")
+    assert code == 0
+    assert out.splitlines()[0].endswith("i1: Mug\ufffd[2J\ufffdline 2 load i2")
+
+
 def test_validate_as_json_counts_all_and_shows_a_few(tmp_path: Path, run: Run) -> None:
     path = events_file(tmp_path, [GOOD % 1] * 30 + [BAD[0]] * 2)
     code, out, _ = run("validate", path, "--json", "--limit", "1")

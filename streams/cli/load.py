@@ -15,6 +15,7 @@ from models.presets import PRESETS, SLATECAST, Kind, find_complete_journey
 from recsys.errors import BadEvent, Misuse, SlatecastError
 from recsys.events import Impression, Search
 from streams.cli.options import connection_options, json_option, print_json, progress, stderr
+from streams.cli.printable import printable
 from streams.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -141,7 +142,7 @@ def validate(
             reason = {"class": row.error.reason_class} if row.error else {}
             lines.append({"line": row.line, "outcome": outcome, "message": text, **reason})
         else:
-            click.echo(f"line {row.line:<8} {outcome:<8} {text}")
+            click.echo(printable(f"line {row.line:<8} {outcome:<8} {text}"))
     summary = {name: outcomes[name] for name in ("load", "convert", "fold", "reject")}
     if as_json:
         about = {"file": str(chosen.path), "kind": kind, "preset": chosen.preset, "rows": outcomes.total()}
