@@ -172,8 +172,9 @@ def redis_client(settings: Settings) -> "redis.Redis":
         raise Misuse("no Redis named: give --redis redis://host:6379, or run `slatecast up`")
     try:
         return redis.Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=5)
-    except ValueError as error:
-        raise Misuse(f"--redis {hide_secrets(settings.redis)}: {error}") from None
+    except ValueError as error:  # with an account in the URL it may quote a part of the password
+        why = "no URL: a port is 0 to 65535, and / ? # [ ] in a password are written %2F %3F %23 %5B %5D"
+        raise Misuse(f"--redis {hide_secrets(settings.redis)}: {why if '@' in settings.redis else error}") from None
 
 
 def check_broker(settings: Settings, timeout_s: float = 5.0) -> AdminClient:

@@ -5,11 +5,11 @@ for `sasl.password`, likewise any librdkafka key) and are never printed.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -117,10 +117,15 @@ def _embedded(settings: Settings) -> Settings:
 
 
 def hide_secrets(url: str) -> str:
-    """A URL fit for a terminal or a log: without user, password and query.
+    """A URL fit for a terminal or a log: without user, password and query, be it no URL since a password has a / or [.
 
     >>> hide_secrets("rediss://shop:secret@cache:6379/0?password=x")
     'rediss://cache:6379/0'
+    >>> hide_secrets("redis://:sec/[ret@cache:6379/0"), hide_secrets("redis://cache?password=sec@ret")
+    ('redis://cache:6379/0', 'redis://…')
     """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if url else ""
+    scheme, sign, rest = url.partition("://") if "://" in url else ("", "", url)
+    account, _, place = rest.rpartition("@")
+    if "?" in account:  # in a password, or the @ is in that of a query
+        place = "…"
+    return f"{scheme}{sign}{re.split('[?#]', place)[0]}"

@@ -128,6 +128,13 @@ def test_a_redis_that_is_down_is_unavailable_without_its_password() -> None:
         clients.redis_client(Settings(redis="127.0.0.1:6379"))
 
 
+@pytest.mark.parametrize("password", ["[canary", "canary/", "canary/canary", "canary?x", "canary#x"])
+def test_a_password_that_breaks_its_url_is_said_and_not_shown(password: str) -> None:
+    with pytest.raises(Misuse, match=r"--redis redis://.*in a password are written %2F") as caught:
+        clients.check_redis(Settings(redis=f"redis://shop:{password}@127.0.0.1:9/0"))
+    assert "canary" not in str(caught.value)
+
+
 def test_a_reader_sees_neither_open_nor_aborted_transactions(settings: Settings, wait_for: Wait) -> None:
     topic, producer = settings.prefix + "events", clients.producer(settings, f"{settings.prefix}t")
     producer.init_transactions(30)

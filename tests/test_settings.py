@@ -62,6 +62,11 @@ def test_a_librdkafka_key_may_come_from_the_environment_and_is_not_printed(tmp_p
 def test_a_wrong_url_shows_no_password() -> None:
     assert hide_secrets("redis://u:canary@h:1/0") == "redis://h:1/0"
     assert hide_secrets("redis://h?password=canary") == "redis://h"
+    for password in ("/canary", "[canary", "#canary", "?canary", "canary/", "canary@canary", "12/canary", "canary://x"):
+        assert "canary" not in hide_secrets(f"redis://u:{password}@h:1/0")
+    assert "canary" not in hide_secrets("u:canary@h:1/0")
+    assert "canary" not in hide_secrets("redis://h?password=can@canary")
+    assert hide_secrets("") == ""
 
 
 def test_what_slatecast_up_runs_is_found_while_its_process_lives(tmp_path: Path) -> None:
