@@ -191,6 +191,22 @@ def test_the_less_important_of_two_caps_gives_way(brand: int, category: int, giv
     assert positions == ([0, 1] if given_up == "brand" else [0, 2])
 
 
+def test_a_rule_that_nobody_can_keep_takes_no_lesser_rule_with_it() -> None:
+    """Nobody is sponsored: the brand's cap still holds in the sponsored slot."""
+    cap = AtMost(name="brand", codes=codes("aabcd"))
+    ads = Reserved(name="sponsored", slots=(1,), members=np.zeros(5, np.bool_))
+    limits = Limits(at_most=(cap,), reserved=(ads,))
+    assert by_relevance(falling(5), 3, limits) == ([0, 2, 3], (Relaxed("sponsored", 1),))
+
+
+def test_a_member_is_kept_for_a_slot_that_matters_more_than_what_would_take_it() -> None:
+    """Only the sponsored item is of another brand than the first; the cap gives way, not the slot."""
+    ads = Reserved(name="sponsored", slots=(2,), members=codes(".a..") == 0, only=False)
+    cap = AtMost(name="brand", codes=codes("abaa"))
+    limits = Limits(at_most=(cap,), reserved=(ads,))
+    assert by_relevance(falling(4), 3, limits) == ([0, 2, 1], (Relaxed("brand", 1),))
+
+
 def test_variants_of_a_product_are_collapsed_to_the_best() -> None:
     assert by_relevance(falling(5), 5, Limits(product=np.array([7, 7, -1, 7, -1]))) == ([0, 2, 4], ())
 

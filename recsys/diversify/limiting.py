@@ -101,7 +101,7 @@ def allow(
     due: NDArray[np.bool_],
     allowed: NDArray[np.bool_],
 ) -> bool:
-    """Fill `allowed` for a slot, giving up rules in their order until somebody may stand there; whether it was tight."""
+    """Fill `allowed` for a slot by all rules that leave somebody beside the more important; whether it was tight."""
     n, k = open_.shape[0], limits.slots.shape[0]
     rules = limits.order.shape[0]
     free, missing = 0, 0
@@ -121,20 +121,21 @@ def allow(
         for i in range(n):
             left += open_[i] and limits.reserved[kind, i]
         kept[kind] = ahead > 0 and left <= ahead
-    for given_up in range(rules + 1):
-        for i in range(n):
-            allowed[i] = open_[i] and (not limits.only[i] or limits.slots[slot] >= 0)
-        for kind in range(kept.shape[0]):
-            members, here = limits.reserved[kind], limits.slots[slot] == kind
-            for i in range(n):
-                if (here and limits.only[i] and not members[i]) or (
-                    kept[kind] and not here and members[i] and not given_up
-                ):
-                    allowed[i] = False
-        for at in range(given_up, rules):
-            strike(limits, limits.order[at], slot, blocked, due, tight, allowed)
-        if allowed.any():
-            break
+    here = limits.slots[slot]
+    for i in range(n):
+        allowed[i] = open_[i] and (not limits.only[i] or (here >= 0 and limits.reserved[here, i]))
+    trial = np.empty(n, np.bool_)
+    for at in range(
+        rules - 1, -1, -1
+    ):  # the most important first: one that leaves nobody gives way, and takes no other
+        rule = limits.order[at]
+        kind = rule - limits.most.shape[0] - limits.least.shape[0]
+        trial[:] = allowed
+        strike(limits, rule, slot, blocked, due, tight, trial)
+        if kind >= 0 and kept[kind] and kind != here:
+            trial &= ~limits.reserved[kind]
+        if trial.any():
+            allowed[:] = trial
     return tight
 
 

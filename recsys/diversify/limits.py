@@ -71,7 +71,7 @@ class Arrays(NamedTuple):
     members (Q, N) bool; least (Q,) int64
     reserved (S, N) bool; slots (k,) int64 the kind a slot is reserved for, or -1; only (N,) bool: nowhere but there
     pinned (k,) int64 candidate of a slot, or -1; product (N,) int64, -1: of its own
-    order (R + Q + S,) int64: rules by what is given up first, in the order caps, minimums, reserved
+    order (R + Q + S,) int64: rules by what gives way first, in the order caps, minimums, reserved
     """
 
     codes: NDArray[np.int32]
