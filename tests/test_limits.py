@@ -156,6 +156,11 @@ def test_a_pinned_item_stands_where_it_is_pinned_and_counts_before_it_is_reached
     assert by_relevance(falling(5), 3, Limits(at_most=(cap,), pinned={1: 1})) == ([2, 1, 3], ())
 
 
+def test_an_id_that_is_there_twice_is_not_pinned_twice() -> None:
+    with pytest.raises(Misuse, match="pinned to two slots"):
+        diversify(np.ones(3), np.zeros((3, 1), np.float32), 2, ids=["a", "a", "b"], limits=Limits(pinned={0: 0, 1: 1}))
+
+
 def test_a_pin_that_breaks_a_cap_stays_and_is_reported() -> None:
     cap = AtMost(name="brand", codes=codes("aab"), within=0)
     limits = Limits(at_most=(cap,), pinned={0: 0, 1: 1})

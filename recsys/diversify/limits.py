@@ -117,7 +117,7 @@ def to_arrays(limits: Limits, inverse: NDArray[np.int64], order: NDArray[np.int6
             raise Misuse(f"candidate {position} of {given} cannot be pinned to slot {slot}: both count from 0")
         if slot < k:
             pinned[slot] = inverse[position]
-    if len(set(limits.pinned.values())) < len(limits.pinned):
+    if len(set(inverse[list(limits.pinned.values())].tolist())) < len(limits.pinned):  # of one id is of one candidate
         raise Misuse("a candidate is pinned to two slots: choose one")
     only = np.zeros(n, np.bool_)
     for kind, reserved in enumerate(limits.reserved):
