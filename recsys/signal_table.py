@@ -43,8 +43,9 @@ class SignalTable:
         get = self._catalogue.row_of_ref.get
         self.neighbours[row] = -1
         for at, (ref, weight) in enumerate(heaviest(signal.neighbours, KEEP_NEIGHBOURS)):
-            self.neighbours[row, at] = get(ref, -1)
             self.weights[row, at] = weight
+            # Of a clock that stood at 2000 decay leaves less than float32 can say: nothing, or what divides by it is NaN.
+            self.neighbours[row, at] = get(ref, -1) if self.weights[row, at] > 0 else -1
         for name in _FIGURES:
             getattr(self, name)[row] = getattr(signal, name)
         self._catalogue.learn(row, signal.first_s, signal.priced[1] if signal.priced else None)

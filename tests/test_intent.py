@@ -24,7 +24,7 @@ from shop_helpers import (
 
 from recsys.catalogue import Catalogue, item_ref
 from recsys.context import Context, Shop
-from recsys.events import Cart, Event, View
+from recsys.events import TS_MIN_MS, Cart, Event, View
 from recsys.intent import FADE, SESSION_S, TOUCHES, follow_visit, live_touches, ties
 from recsys.signal_table import SignalTable
 from recsys.signals import Signal
@@ -116,6 +116,13 @@ def test_ties_are_relative_to_the_strongest_neighbour_or_cosines_and_fade() -> N
         np.array([[1, 1, 0.5, 0.5, -1], FADE * np.array([half, root, root, 1, -half])]), abs=1e-6
     )
     assert ties(look(shop_of_five()), np.array([0]), np.array([2, 4])) == pytest.approx(np.array([[0.5, -1]]))
+
+
+def test_a_neighbour_of_which_decay_has_left_nothing_pulls_nothing() -> None:
+    """A device whose clock had fallen back to 2000 clicked two items; somebody clicks one of them today."""
+    then = (T - TS_MIN_MS / 1000) / 86_400 - 1
+    shop, _ = live(plain(5), [clicked("i0", then), clicked("i1", then - MINUTE), clicked("i0", 1, "another")])
+    assert (session_pull(look(shop, remember(clicked("i0"))), ROWS) == 0).all()  # type: ignore[union-attr]
 
 
 def test_nothing_to_show_is_pulled_by_nothing() -> None:
