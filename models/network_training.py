@@ -4,6 +4,7 @@ Called by training.py. The tower beside it: sequence_training.py.
 """
 
 import math
+import time
 
 import msgspec
 import numpy as np
@@ -33,13 +34,18 @@ def fit(
     clicked for `click`, where there are some).
 
     vectors: of the catalogue, (M, D), for beta. held: lists on which it is looked at meanwhile. Several members are one
-    network, their mean; the descent is the last one's.
+    network, their mean; each has an equal share of the time, Ctrl-C ends all, the descent is the last one's.
     """
-    fitted = [
-        _fit_one(lists, msgspec.structs.replace(settings, seed=seed), step, vectors, held, until, deadline_s, log)
-        for seed in range(settings.seed, settings.seed + settings.members)
-    ]
-    return mean_of([network for network, _ in fitted]), fitted[-1][1]
+    fitted: list[Network] = []
+    for number in range(settings.members):
+        now_s = time.monotonic()
+        until_s = now_s + (deadline_s - now_s) / (settings.members - number)
+        own = msgspec.structs.replace(settings, seed=settings.seed + number)
+        network, descent = _fit_one(lists, own, step, vectors, held, until, until_s, log)
+        fitted.append(network)
+        if descent.ended == "stopped":
+            break
+    return mean_of(fitted), descent
 
 
 def _fit_one(

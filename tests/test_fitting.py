@@ -1,7 +1,6 @@
 """How a scorer is fitted: every setting learns, what goes wrong is said, what was learned so far is kept."""
 
 import math
-import time
 from itertools import pairwise
 
 import msgspec
@@ -155,8 +154,9 @@ def test_a_loss_that_is_no_number_is_said_with_what_to_lower() -> None:
         descend(network, loss_of, 5, Plan("fit", 1, 1, 0.1), QUICK, None, silent)
 
 
-def test_time_ends_a_fit_after_its_whole_schedule() -> None:
-    rates = []
+def test_time_ends_a_fit_after_its_whole_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, rates = iter(range(10**6)), []
+    monkeypatch.setattr("models.fitting.time.monotonic", lambda: float(next(passed)))  # each look costs a second
 
     def watch(what: str, done: int, of: int) -> None:
         rates.append(optimisers[-1].param_groups[0]["lr"])
@@ -167,7 +167,7 @@ def test_time_ends_a_fit_after_its_whole_schedule() -> None:
             "models.fitting.make_optimiser", lambda *a: optimisers.append(make_optimiser(*a)) or optimisers[-1]
         )
         chosen = msgspec.structs.replace(QUICK, epochs=1000)
-        _, found = fit(drawn(0, 20), chosen, watch, deadline_s=time.monotonic() + 2)
+        _, found = fit(drawn(0, 20), chosen, watch, deadline_s=100.0)
     assert found.ended == "minutes"
     assert 0 < found.best < 1
     assert max(rates) > 0.9 * QUICK.learning_rate > 10 * rates[-1]
@@ -182,6 +182,30 @@ def test_ctrl_c_ends_a_fit_with_what_it_has() -> None:
     assert found.ended == "stopped"
     assert found.best == 20 / 80
     assert worth(network) > 0.8
+
+
+def test_ctrl_c_ends_all_members_of_a_scorer() -> None:
+    steps = []
+
+    def press(what: str, done: int, of: int) -> None:
+        steps.append(done)
+        if len(steps) == 100:  # in the second
+            raise KeyboardInterrupt
+
+    network, found = fit(LISTS, msgspec.structs.replace(QUICK, members=3), press)
+    assert found.ended == "stopped"
+    assert len(steps) == 100
+    assert worth(network) > 0.8
+
+
+def test_time_is_shared_by_all_members_of_a_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first has it all, and the others are of one step, which says nothing and takes two thirds of the mean."""
+    passed, steps = iter(range(10**6)), []
+    monkeypatch.setattr("models.fitting.time.monotonic", lambda: float(next(passed)))  # each look costs a second
+    chosen = msgspec.structs.replace(QUICK, epochs=1000, members=3)
+    _, found = fit(LISTS, chosen, lambda what, done, of: steps.append(done), deadline_s=90.0)
+    assert found.ended == "minutes"
+    assert [before for before, after in pairwise([*steps, 1]) if after == 1] == pytest.approx([28, 28, 28], abs=4)
 
 
 @given(st.floats(0, 1), st.sampled_from(["one_cycle", "cosine", "linear", "constant"]), st.floats(0.01, 0.99))
