@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -96,7 +97,6 @@ class Compressed(msgspec.Struct, frozen=True):
     def remove(self) -> None:
         """Leave nothing of it."""
         shutil.rmtree(self.folder)
-        self.folder.with_name(f"{self.folder.name}.vectors.safetensors").unlink(missing_ok=True)
 
 
 def make(
@@ -206,13 +206,17 @@ def judge(
     origin, truth = make_origin(history, at_s, min_buyers)
     texts = [item_text(history.items[row]) for row in origin.rows.tolist()]
     pasts, folds = pasts_of(origin), np.random.default_rng(seed).permutation(len(texts)) % FOLDS
+    tell = partial(step, "embedding items")
+    # Vectors of the original are kept, under its digest; a folder of any name may have been another tower yesterday.
+    raws = embed(original, texts, hash_texts(texts), tell), TextTower(made.folder, threads=0).encode(texts, tell)
     whitened, cold = [], []
-    for folder in (original, made.folder):
-        raw = embed(folder, texts, hash_texts(texts), progress=lambda done, of: step("embedding items", done, of))
+    for raw in raws:
         whitened.append(fit_whitening(raw, raw.shape[1]).apply(raw))
         cold.append(judge_side(by_vectors(whitened[-1]), origin, truth, pasts, folds)["cold"])
     values = np.stack(cold, axis=1)
     values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        raise Misuse(f"nobody bought a cold item after {origin.day}; load more history, or lower --min-buyers")
     before, after = values.mean(axis=0).tolist()
     drawn = resample_means(values, np.random.default_rng(seed))
     change = after / before - 1 if before else 0.0
@@ -260,13 +264,13 @@ def _cosine(before: Floats, after: Floats) -> float:
 
 
 def _neighbours(before: Floats, after: Floats) -> float:
-    """Of each text's ten nearest, the share that both have."""
-    near = []
+    """Of each text's ten nearest (of all others, in a shop of fewer), the share that both have."""
+    near, count = [], min(NEIGHBOURS, len(before) - 1)
     for vectors in (before, after):
         likes = vectors @ vectors.T
         np.fill_diagonal(likes, -2)
-        near.append(np.argpartition(-likes, NEIGHBOURS, axis=1)[:, :NEIGHBOURS])
-    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(*near, strict=True)]) / NEIGHBOURS)
+        near.append(np.argpartition(-likes, count, axis=1)[:, :count])
+    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(*near, strict=True)]) / count)
 
 
 def _time(original: Path, compressed: Path, texts: Sequence[str], rounds: int = 3) -> float:

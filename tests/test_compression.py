@@ -5,16 +5,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 import pytest
 import torch
-from past_helpers import T
+from click.testing import CliRunner
+from past_helpers import T, past
+from safetensors.numpy import save_file
+from shop_helpers import unit_rows
 from tune_helpers import SHAPES, SHORT, coloured_past, make_base
 
-from models.compression import Compressed, How, Limits, distilling, judge, make, refuse
+from models.compression import Compressed, How, Limits, _neighbours, distilling, judge, make, refuse
 from models.export import make_tower, source_digest
 from models.history import History
+from models.item_vectors import hash_texts
 from models.text_adapters import layers_of
 from models.text_export import load, pooled
 from models.text_int8 import product_error, quantise
@@ -24,7 +29,9 @@ from models.text_settings import TuneSettings
 from models.text_teacher import Teacher
 from models.text_tower import PLAIN, TextTower, read_settings
 from models.text_tuning import tune
+from recsys.catalogue import item_text
 from recsys.errors import Misuse, ModelRejected
+from streams.cli.compress import compress
 
 TEXTS = ["red mug", "a blue folding chair for the garden", "x", "yellow", "white chair, blue mug and much else", "mug"]
 IDS = torch.tensor([[5, 6, 7, 8, 9], [6, 5, 9, 0, 0]])
@@ -253,6 +260,54 @@ def test_an_untouched_tower_is_itself(tower: Path, shop: History) -> None:
     same = judge(Compressed(tower, [], []), tower, shop, T, 1, Limits(faster=0), quiet)
     assert (same.change, same.neighbours, same.refused) == (0, 1, "")
     assert same.cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_vectors_of_a_tower_that_stood_there_before_are_not_taken_for_its_own(
+    tower: Path, shop: History, tmp_path: Path
+) -> None:
+    """Somebody made a tower, deleted the folder and made another one of that name."""
+    out = shutil.copytree(tower, tmp_path / "out")
+    texts = [item_text(item) for item in shop.items]
+    old = {"hashes": hash_texts(texts), "vectors": unit_rows(len(texts), read_settings(out).dim)}
+    save_file(old, tmp_path / "out.vectors.safetensors")
+    same = judge(Compressed(out, [], []), tower, shop, T, 1, Limits(faster=0), quiet)
+    assert (same.change, same.neighbours, same.refused) == (0, 1, "")
+
+
+@pytest.mark.parametrize("count", [2, 8, 10, 30])
+def test_a_shop_of_few_items_has_neighbours_too(count: int) -> None:
+    rows = unit_rows(count)
+    assert _neighbours(rows, rows) == 1
+
+
+def test_a_shop_in_which_nobody_asks_for_cold_items_is_said(tower: Path, shop: History) -> None:
+    """Who knows five items and next buys one that is cold together with one of the five."""
+    fold = np.random.default_rng(0).permutation(11)
+    wanted, known = int(np.argmin(fold)), int(np.argmax(fold))  # 0 and 10 of ten folds
+    five = [known, *[item for item in range(11) if item not in (wanted, known)][:4]]
+    rows = [(user, item, -3.0) for user in range(4) for item in five] + [(user, wanted, 1.0) for user in range(4)]
+    rows += [(4, item, -2.0) for item in range(11)]
+    few = replace(past(rows, items=11), items=shop.items[:11])
+    with pytest.raises(Misuse, match="nobody bought a cold item after 2011-03-14"):
+        judge(Compressed(tower, [], []), tower, few, T, 1, Limits(), quiet)
+
+
+@pytest.mark.parametrize("why", [KeyboardInterrupt, Misuse("nobody")], ids=str)
+def test_a_tower_that_was_not_judged_is_not_left_behind(
+    why: BaseException, tower: Path, shop: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge_not(*given: object) -> None:
+        assert (tmp_path / "out").is_dir()
+        raise why
+
+    monkeypatch.setattr("models.history.read_history", lambda source: shop)
+    monkeypatch.setattr("models.export.export_tower", lambda weights, towers: tower)
+    monkeypatch.setattr("models.compression.make", lambda *given: Compressed(shutil.copytree(tower, given[2]), [], []))
+    monkeypatch.setattr("models.compression.judge", judge_not)
+    words = ["shop", "--model", str(tower), "--out", str(tmp_path / "out"), "--int8", "--origin", "2011-03-14"]
+    with pytest.raises((KeyboardInterrupt, click.Abort, Misuse)):
+        CliRunner().invoke(compress, words, standalone_mode=False, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_ruined_tower_does_not_ship_nor_one_that_cannot_be_measured() -> None:

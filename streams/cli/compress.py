@@ -87,7 +87,6 @@ def compress(
         history = read_history(source)
         at_s = parse_origins(origin)[-1] if origin else default_origins(history)[-1]
     with steps() as step:
-        made = make(weights, reading, out, history, at_s, least, how, step)
         if reading == PLAIN:
             original = export_tower(weights, towers)
         else:
@@ -95,7 +94,12 @@ def compress(
             original = towers / digest[:16]
             if not original.exists():
                 make_tower(weights, original, digest, reading)
-        found = judge(made, original, history, at_s, least, Limits(lose, sure, faster), step)
+        made = make(weights, reading, out, history, at_s, least, how, step)
+        try:
+            found = judge(made, original, history, at_s, least, Limits(lose, sure, faster), step)
+        except BaseException:  # Ctrl-C too: what was not judged does not ship
+            made.remove()
+            raise
     if as_json:
         print_json({**msgspec.structs.asdict(found), "folder": None if found.refused else str(out)})
     else:
