@@ -60,14 +60,17 @@ def mean_ndcg(scores: NDArray[np.float32], lists: Lists) -> float:
 
 
 def ndcgs(scores: NDArray[np.float32], lists: Lists, head: int) -> NDArray[np.float64]:
-    """Each list's NDCG by a head, of lists in which something of its kind was bought, or clicked."""
-    return np.array([ndcg_at_k(rows.tolist(), truth, K) for rows, truth in _tops(scores, lists, head)])
+    """Each list's NDCG by a head, (L,); NaN where nothing of its kind was bought, or clicked."""
+    tops = _tops(scores, lists, head)
+    return np.array([ndcg_at_k(rows.tolist(), truth, K) if truth else np.nan for rows, truth in tops])
 
 
 def _judge(scores: NDArray[np.float32], lists: Lists, vectors: NDArray[np.float32], catalogue: Catalogue) -> Worth:
     found: dict[str, list[float]] = {"f1_at_10": [], "map_at_10": [], "distance": []}
     tops, truths, alike = [], [], []
     for rows, truth in _tops(scores, lists, 0):
+        if not truth:
+            continue
         ranked = rows.tolist()
         found["f1_at_10"].append(f1_at_k(ranked, truth, K))
         found["map_at_10"].append(average_precision_at_k(ranked, truth, K))
@@ -96,7 +99,7 @@ def _judge(scores: NDArray[np.float32], lists: Lists, vectors: NDArray[np.float3
 def _mean_ndcg(scores: NDArray[np.float32], lists: Lists, head: int) -> float:
     """0 where nobody bought anything of the kind."""
     each = ndcgs(scores, lists, head)
-    return float(np.mean(each)) if len(each) else 0.0
+    return float(np.nanmean(each)) if np.isfinite(each).any() else 0.0
 
 
 def _tops(scores: NDArray[np.float32], lists: Lists, head: int) -> Iterator[tuple[NDArray[np.int64], set[int]]]:
@@ -109,5 +112,4 @@ def _tops(scores: NDArray[np.float32], lists: Lists, head: int) -> Iterator[tupl
         if head == HEADS.index("new"):
             of = of[~lists.seen[start:end]]
         truth = set(lists.rows[of[wanted[of]]].tolist())
-        if truth:
-            yield lists.rows[of[np.argsort(-scores[of, head], kind="stable")[:K]]], truth
+        yield lists.rows[of[np.argsort(-scores[of, head], kind="stable")[:K]]], truth

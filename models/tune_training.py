@@ -18,9 +18,11 @@ import msgspec
 import numpy as np
 import optuna
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from models.examples import Lists
 from models.fitting import Log
 from models.history import History
 from models.list_worth import mean_ndcg, ndcgs
@@ -30,6 +32,7 @@ from models.training import Learner
 from recsys.errors import Misuse, ModelRejected
 from recsys.metrics import interval, resample_means
 
+Logits = NDArray[np.float32]
 JOURNAL, STUDY = "journal.jsonl", "train"
 TOP = 10  # reports a trial, by share of its steps: at equal shares the rate stands equally high
 
@@ -76,7 +79,7 @@ class Found(msgspec.Struct, frozen=True):
 
 def search(
     history: History,
-    vectors: "np.typing.NDArray[np.float32]",
+    vectors: NDArray[np.float32],
     base: TrainSettings,
     folder: Path,
     minutes: float,
@@ -219,22 +222,29 @@ def _conclude(learner: Learner, base: TrainSettings, study: optuna.Study) -> Fou
         raise Misuse("the settings that are there did not come to their end; give it more --minutes")
     settings = turn(base, study.best_params)
     lists, held = learner.split(1)
-    each = []
+    scores = []
     for chosen in (base, settings):
-        network, _ = fit(lists, chosen, lambda what, done, of: None, learner.vectors)
-        each.append([ndcgs(network.score(held.features), held, head) for head in (0, 1)])
-    means = [float(np.mean([np.mean(head) if len(head) else 0.0 for head in of])) for of in each]
-    rng, draws = np.random.default_rng(0), np.zeros(1)
-    for default, best in zip(*each, strict=True):
-        if len(default):
-            draws = draws + resample_means((best - default)[:, None], rng)[:, 0] / 2
+        network, descent = fit(lists, chosen, lambda what, done, of: None, learner.vectors)
+        if descent.ended == "stopped":  # half a fit is not what is judged
+            raise KeyboardInterrupt
+        scores.append(network.score(held.features))
     return Found(
         settings=settings,
         trials=len(study.trials),
         pruned=sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials),
         default=before[0].value or 0.0,
         best=study.best_value,
-        unseen_default=means[0],
-        unseen_best=means[1],
-        gain_95=interval(draws),
+        unseen_default=mean_ndcg(scores[0], held),
+        unseen_best=mean_ndcg(scores[1], held),
+        gain_95=gain_95(scores[0], scores[1], held),
     )
+
+
+def gain_95(default: Logits, best: Logits, held: Lists) -> tuple[float, float]:
+    """95 % of the gain in `mean_ndcg` of one scorer's logits over another's, (N, H) each, paired over lists.
+
+    A draw has the same lists for both heads: what is new to a user counts in either, so they gain and lose together.
+    """
+    gains = np.stack([ndcgs(best, held, head) - ndcgs(default, held, head) for head in (0, 1)], axis=1)
+    drawn = resample_means(np.hstack([np.nan_to_num(gains), np.isfinite(gains)]), np.random.default_rng(0))
+    return interval((drawn[:, :2] / np.maximum(drawn[:, 2:], 1e-12)).mean(axis=1))

@@ -1,6 +1,7 @@
 """The search finds settings within its budget, goes on where it was killed, and is judged by what it has not seen."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,12 +10,18 @@ import pytest
 import torch
 from past_helpers import T, draw_past
 from shop_helpers import unit_rows
+from test_fitting import drawn as drawn_lists
 
+from models import network_training
+from models.fitting import Descent
 from models.history import History
+from models.list_worth import mean_ndcg, ndcgs
+from models.scorer import Network
 from models.settings_file import describe, read_settings
 from models.train_settings import TrainSettings
-from models.tune_training import JOURNAL, SPACE, Found, _open, search, turn
+from models.tune_training import JOURNAL, SPACE, Found, _open, gain_95, search, turn
 from recsys.errors import Misuse
+from recsys.metrics import interval, resample_means
 
 BASE = TrainSettings(cuts=4, per_cut=40, epochs=2, batch=16, warm_up_days=28, validate_every=2)
 
@@ -81,6 +88,47 @@ def test_ctrl_c_in_a_trial_ends_the_search(history: History, tmp_path: Path) -> 
         searched(history, tmp_path, 3, press)
     assert searched(history, tmp_path, 1).default > 0, "the default is tried again"
     assert "RUNNING" not in {trial.state.name for trial in optuna_trials(tmp_path / JOURNAL)}
+
+
+def test_ctrl_c_while_what_was_found_is_judged_judges_no_half_fit(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a default that had no time would be what the best is better than."""
+    fits: list[str] = []
+
+    def fit(*given: Any, **more: Any) -> tuple[Network, Descent]:
+        fits.append("")
+        network, descent = network_training.fit(*given, **more)
+        return network, msgspec.structs.replace(descent, ended="stopped" if len(fits) == 3 else descent.ended)
+
+    monkeypatch.setattr("models.tune_training.fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        searched(history, tmp_path, 2)
+    assert len(fits) == 3, "two trials, then the default"
+
+
+def test_heads_that_gain_together_prove_no_more_than_one() -> None:
+    """Where nobody had anything before, both are asked the same; drawn each by itself, they would seem to be two proofs."""
+    rng, count, long = np.random.default_rng(0), 200, 12
+    lists = drawn_lists(0, count, long)
+    new = msgspec.structs.replace(lists, seen=np.zeros_like(lists.seen))
+    default, best = (rng.normal(size=(count * long, 1)).astype(np.float32).repeat(2, axis=1) for _ in range(2))
+    gains = ndcgs(best, new, 0) - ndcgs(default, new, 0)
+    expected = interval(resample_means(gains[:, None], np.random.default_rng(0))[:, 0])
+    assert gain_95(default, best, new) == pytest.approx(expected)
+
+
+def test_a_head_that_is_asked_by_few_lists_counts_half_all_the_same() -> None:
+    lists = drawn_lists(0, 200, 12)
+    seen = np.ones_like(lists.seen)
+    seen[: 20 * 12] = False
+    some = msgspec.structs.replace(lists, seen=seen)
+    default, best = (np.zeros((len(seen), 2), np.float32) for _ in range(2))
+    best[:, 1] = lists.bought  # of what is new it now knows everything
+    low, high = gain_95(default, best, some)
+    gain = mean_ndcg(best, some) - mean_ndcg(default, some)
+    assert low < gain < high
+    assert high - low > 0.02
 
 
 def test_too_few_weeks_to_choose_and_to_judge_are_said(history: History, tmp_path: Path) -> None:
