@@ -26,7 +26,7 @@ from models.history import History
 from models.item_files import save_item_models
 from models.item_models import fit_item_models
 from models.item_vectors import build_text
-from models.list_worth import Worth, before, judge_scores
+from models.list_worth import Worth, before, judge_scores, mean_ndcg
 from models.network_training import fit
 from models.registry import Manifest, Release, publish, releases_folder
 from models.scorer import Network
@@ -88,8 +88,11 @@ def train(
     worth = learner.judge(fitted)
     ended = fitted.descent.ended
     if ended in ("", "early"):
-        whole = learner.fit()
-        ended = whole.descent.ended
+        try:
+            whole = learner.fit()
+            ended = whole.descent.ended
+        except KeyboardInterrupt:  # before a first step
+            ended = "stopped"
         fitted = fitted if ended in ("minutes", "stopped") else whole
     releases_folder(home).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="draft-", dir=releases_folder(home)) as scratch:
@@ -104,12 +107,7 @@ def train(
                 f"{releases_folder(home)} cannot be written ({error}): make room and train again"
             ) from None
         manifest = Manifest(
-            created_ts_ms=now_ms,
-            data=data,
-            data_until_ts_ms=end_s * 1000,
-            features=NAMES,
-            metrics=_figures(worth),
-            files={},
+            created_ts_ms=now_ms, data=data, data_until_ts_ms=end_s * 1000, features=NAMES, metrics=_figures(worth)
         )
         return Trained(publish(home, draft, manifest), worth, ended, learner.curve)
 
@@ -175,6 +173,7 @@ class Learner:
         self.curve: list[tuple[int, float]] = []  # of the last fit with a week held out
         self._rng = np.random.default_rng(settings.seed)
         self._weeks: list[Lists] = []
+        self._cuts_s: list[int] = []  # their moments
         self._fitted_s = 0
 
     def live_until(self, until_s: int) -> None:
@@ -192,10 +191,11 @@ class Learner:
             lists = make_lists(self.world, cut_s, until_s, self.sources, self.policy, settings.per_cut, self._rng)
             if lists.bought.any():
                 self._weeks.append(lists)
+                self._cuts_s.append(cut_s)
         self._step("lists of past weeks", len(cuts_s), len(cuts_s))
         self._fit_item_models(until_s)
         self.world.advance(until_s)
-        self._weeks = self._weeks[-settings.cuts :]
+        self._weeks, self._cuts_s = self._weeks[-settings.cuts :], self._cuts_s[-settings.cuts :]
         if len(self._weeks) < 2:
             days = (until_s - int(history.ts_s[0])) // DAY_S
             raise Misuse(
@@ -229,7 +229,7 @@ class Learner:
         held = self._weeks[-max(hold_out, 1)]
         lists = join(self._weeks[: len(self._weeks) - hold_out])
         if hold_out:
-            lists = lists.before(int(held.label_s.min()))
+            lists = lists.before(self._cuts_s[-hold_out])
         if not len(lists.ends):
             raise Misuse(
                 "no user came back before the week that is held out, so nothing can be judged; load more history"
@@ -252,7 +252,10 @@ class Learner:
         settings = settings or self._settings
         until = 1.0
         if settings.patience and not hold_out:
-            until = self._fit(1, settings, 1.0).descent.best
+            first = self._fit(1, settings, 1.0)
+            if first.descent.ended == "stopped":
+                return first
+            until = first.descent.best
         return self._fit(hold_out, settings, until)
 
     def _fit(self, hold_out: int, settings: TrainSettings, until: float) -> Fitted:
@@ -265,16 +268,10 @@ class Learner:
         linear, descent = fit(lists, msgspec.structs.replace(settings, hidden=(), members=1), self._step, until=until)
         network = linear
         if settings.hidden and descent.ended != "stopped":
-            network, descent = fit(
-                lists,
-                settings,
-                self._step,
-                self.vectors,
-                held if hold_out else None,
-                until=until,
-                deadline_s=deadline_s,
-                log=self._log,
-            )
+            watched = held if hold_out else None
+            network, descent = fit(lists, settings, self._step, self.vectors, watched, until, deadline_s, self._log)
+            if watched and descent.ended in ("minutes", "stopped"):  # the linear one went through its whole schedule
+                network = max(linear, network, key=lambda one: mean_ndcg(one.score(watched.features), watched))
         if hold_out:
             self.curve = descent.curve
         net = None

@@ -105,17 +105,18 @@ def test_a_view_is_no_label() -> None:
     assert next_sessions(past([(0, 1, 1)], items=2, action=VIEW), T, T + 9 * DAY_S) == {}
 
 
+def together(one: History, other: History) -> History:
+    """Two pasts of the same items as one."""
+    columns = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in COLUMNS}
+    history = msgspec.structs.replace(one, **columns, user_ids=max(one.user_ids, other.user_ids, key=len))
+    return history.take(np.argsort(history.ts_s, kind="stable"))
+
+
 def test_a_look_is_a_label_of_the_head_for_clicks_and_its_user_takes_no_buyers_place() -> None:
     looks = [(user, user, day) for user in range(6) for day in (-9, -2, 3)]
     buys = [(user, 8, day) for user in (6, 7) for day in (-9, -2, 3)]
     both = past(looks, items=9, action=VIEW), past(buys, items=9)
-    history = msgspec.structs.replace(
-        both[0],
-        **{name: np.concatenate([getattr(one, name) for one in both]) for name in COLUMNS},
-        user_ids=[f"u{n}" for n in range(8)],
-    )
-    history = history.take(np.argsort(history.ts_s, kind="stable"))
-    lists = make(history, T, T + 20 * DAY_S, per_cut=2)
+    lists = make(together(*both), T, T + 20 * DAY_S, per_cut=2)
     starts = [0, *lists.ends[:-1].tolist()]
     spans = list(zip(starts, lists.ends.tolist(), strict=True))
     assert [bool(lists.bought[start:end].any()) for start, end in spans] == [True, True, False, False]
@@ -352,6 +353,21 @@ def test_what_is_judged_labels_no_list_that_is_learned_from() -> None:
         learner.split(1)
 
 
+def test_what_is_bought_in_the_week_that_is_judged_labels_no_older_list_though_its_user_looked_later() -> None:
+    """One who buys before all others of that week, and looks last: neither the least nor the greatest time of a list is its
+    week's beginning.
+    """
+    buys = [(user, item, day - 2.0) for user in range(8) for item in (0, 1, user) for day in range(-126, 7, 7)]
+    late = [(8, item, float(day)) for item in (2, 3) for day in (-90, -60, -30, -5)]
+    looks = [(8, 2, day) for day in (-13.5, -1.0)]
+    history = together(past([*buys, *late], items=9), past(looks, items=9, action=VIEW))
+    learner = Learner(history, unit_rows(9), SMALL, silent)
+    learner.live_until(T)
+    learned, judged = learner.split(1)
+    assert judged.label_s.max() == T - DAY_S
+    assert learned.label_s.max() < T - WEEK_S
+
+
 @pytest.mark.parametrize("value", [np.log1p(200), np.log1p(400), np.log(30)])
 def test_a_column_of_one_value_is_silent_however_many_rows_it_has(value: float) -> None:
     mean, spread = measure(np.full((300_000, 1), value, np.float32))
@@ -435,6 +451,52 @@ def test_ctrl_c_leaves_a_release_of_what_was_learned_so_far(
     assert len(begun) == fits_begun
     assert champion(tmp_path) == found.release.folder
     assert found.worth["scorer"].ndcg_at_10 > least
+
+
+def test_ctrl_c_while_patience_seeks_the_last_step_ends_training_too(
+    trained: tuple[Path, Release], tmp_path: Path
+) -> None:
+    shutil.copytree(trained[0] / "towers", tmp_path / "towers")
+    begun: list[int] = []
+
+    def step(what: str, done: int, of: int) -> None:
+        if what == "fitting the scorer":
+            begun.extend([1] * (done == 1))
+            if len(begun) == 4 and done == 5:  # linear and network are judged; both again, to see how far to go
+                raise KeyboardInterrupt
+
+    patient = msgspec.structs.replace(SMALL, patience=50)
+    found = train(rounds(), tmp_path, "rounds", 1_700_000_000_000, patient, None, step)
+    assert (found.ended, len(begun)) == ("stopped", 4)
+    assert found.worth["scorer"].ndcg_at_10 > 0.9
+
+
+def test_ctrl_c_before_a_step_of_what_would_serve_leaves_what_was_judged(
+    trained: tuple[Path, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large shop the lists of all weeks are measured for seconds before it."""
+    shutil.copytree(trained[0] / "towers", tmp_path / "towers")
+    measured: list[int] = []
+
+    def press(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        measured.append(len(features))
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure(features)
+
+    monkeypatch.setattr("models.network_training.measure", press)
+    found = train(rounds(), tmp_path, "rounds", 1_700_000_000_000, SMALL, None, silent)
+    assert found.ended == "stopped"
+    assert champion(tmp_path) == found.release.folder
+
+
+def test_a_network_that_was_ended_too_soon_leaves_its_place_to_the_linear_one(learner: Learner) -> None:
+    """Time was up before its first step, whose rate then is nothing: all its candidates are equal."""
+    fitted = learner.fit(hold_out=1, settings=msgspec.structs.replace(SMALL, minutes=1e-6))
+    worth = learner.judge(fitted)
+    assert fitted.descent.ended == "minutes"
+    assert worth["scorer"] == worth["linear"]
+    assert worth["scorer"].ndcg_at_10 > 0.7
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_release(trained: tuple[Path, Release], tmp_path: Path) -> None:
