@@ -223,9 +223,11 @@ def follow_champion(
         try:
             folder = champion(home)
             if folder is not None and folder.name != serving:
-                tell(_prepare(folder, live, policy, gpu))
-                serving = folder.name
-                _remember(home, serving)
+                successor = _prepare(folder, live, policy, gpu)
+                if champion(home) == folder:  # else it was taken back meanwhile, perhaps since it is no good
+                    tell(successor)
+                    serving = folder.name
+                    _remember(home, serving)
         except ModelRejected as error:
             tell(error)
         except Exception as error:  # a bug in what opens the next release must not end the lists of this one

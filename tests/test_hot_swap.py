@@ -18,6 +18,7 @@ from release_helpers import make_release, telling_tower
 from stream_helpers import read_slates, send_events, send_items
 from test_ladder import broken_network
 
+from models import serving
 from models.registry import CHAMPION, Release, promote, releases_folder
 from models.serving import NoModels, Successor, open_best, pointer
 from recsys.catalogue import Catalogue, Item, item_text
@@ -189,6 +190,34 @@ def test_a_release_that_is_refused_leaves_the_old_one_serving_and_is_said_once(
         promote(home, good.id)
         wait_for(lambda: models_shown() == {good.id: 1})
     assert complaints() == 4
+
+
+def test_a_release_that_is_taken_back_while_it_is_made_ready_never_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+) -> None:
+    old, new = old_and_new(tmp_path)
+    third = make_release(tmp_path, NEW[1], telling_tower(5), TEXTS, serve=False)
+    monkeypatch.setattr("models.serving.LOOK_S", 0.01)
+    told: list[Any] = []
+    prepare, taken_back = serving._prepare, threading.Event()
+
+    def take_back(folder: Path, *given: Any) -> Successor:
+        if folder == new.folder:
+            promote(tmp_path, old.id)
+            taken_back.set()
+        return prepare(folder, *given)
+
+    monkeypatch.setattr("models.serving._prepare", take_back)
+    stop, told_of = threading.Event(), (tmp_path, pointer(tmp_path), old.id, Catalogue(ITEMS, dim=8), PLAIN)
+    promote(tmp_path, new.id)
+    following = threading.Thread(target=serving.follow_champion, args=(*told_of, told.append, stop))
+    following.start()
+    assert taken_back.wait(30)
+    promote(tmp_path, third.id)
+    wait_for(lambda: bool(told))
+    stop.set()
+    following.join(30)
+    assert [one.models.release for one in told] == [third.id]
 
 
 def test_a_shop_that_trains_for_the_first_time_needs_no_restart(settings: Settings, wait_for: Wait) -> None:
