@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 import optuna
 import pytest
 import torch
+from click.testing import CliRunner
 from past_helpers import T, draw_past
 from shop_helpers import unit_rows
 from test_fitting import drawn as drawn_lists
@@ -15,6 +17,7 @@ from test_fitting import drawn as drawn_lists
 from models import network_training
 from models.fitting import Descent
 from models.history import History
+from models.item_vectors import TextSide
 from models.list_worth import mean_ndcg, ndcgs
 from models.scorer import Network
 from models.settings_file import describe, read_settings
@@ -22,6 +25,7 @@ from models.train_settings import TrainSettings
 from models.tune_training import JOURNAL, SPACE, Found, _open, gain_95, search, turn
 from recsys.errors import Misuse
 from recsys.metrics import interval, resample_means
+from streams.cli.tune_training import tune_training
 
 BASE = TrainSettings(cuts=4, per_cut=40, epochs=2, batch=16, warm_up_days=28, validate_every=2)
 
@@ -64,6 +68,34 @@ def test_a_killed_search_goes_on_with_its_journal(history: History, tmp_path: Pa
     assert len({str(params) for params in tried}) == 4, "nothing is tried twice"
     lines = (tmp_path / JOURNAL).read_text().splitlines()
     assert all(isinstance(msgspec.json.decode(line), dict) for line in lines), "a journal of JSON, nothing pickled"
+
+
+def test_what_goes_on_can_be_killed_and_gone_on_with_again(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--resume last` names the run that went on, not the one that it went on with."""
+    found: list[bytes] = []
+
+    def search(_history: History, _vectors: object, _base: TrainSettings, folder: Path, *rest: object) -> Found:
+        journal = folder / JOURNAL
+        found.append(journal.read_bytes() if journal.exists() else b"")
+        journal.write_bytes(found[-1] + b"{}\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.tune_training.search", search)
+    monkeypatch.setattr("models.history.read_history", lambda source: history)
+    monkeypatch.setattr(
+        "models.item_vectors.build_text", lambda *given, **more: TextSide(tmp_path, None, unit_rows(60), None)
+    )
+    for resumed in ([], ["--resume", "last"], ["--resume", "last"]):
+        with pytest.raises((KeyboardInterrupt, click.Abort)):
+            CliRunner().invoke(
+                tune_training,
+                ["shop", "--home", str(tmp_path), *resumed],
+                standalone_mode=False,
+                catch_exceptions=False,
+            )
+    assert found == [b"", b"{}\n", b"{}\n{}\n"]
 
 
 def test_time_for_one_trial_is_for_the_default(history: History, tmp_path: Path) -> None:

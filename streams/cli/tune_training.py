@@ -1,5 +1,6 @@
 """`slatecast tune-training`: a shop's history and a budget in, settings of `train` out."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from streams.settings import Settings
 @click.argument("source", metavar="FOLDER|completejourney")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Time budget.")
 @click.option("--trials", type=click.IntRange(min=1), help="End after so many trials, if that is earlier.")
-@click.option("--resume", metavar="RUN", help="Go on with the journal of this run, as `slatecast runs` names it.")
+@click.option("--resume", metavar="RUN", help="Go on with a copy of this run's journal, as `slatecast runs` names it.")
 @click.option("--min-buyers", type=click.IntRange(min=1), help="As of `evaluate`.")
 @click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
 @click.option(
@@ -63,7 +64,7 @@ def tune_training(
     from models.runs import check_same, read_run, start_run, window_of
     from models.settings_file import describe, read_settings
     from models.train_settings import TrainSettings
-    from models.tune_training import search
+    from models.tune_training import JOURNAL, search
     from recsys.catalogue import item_text
     from streams.cli.learn import least_buyers
 
@@ -85,7 +86,9 @@ def tune_training(
             home, texts, source=tower, dim=base.dim, whiten=base.whiten,
             progress=lambda done, of: step("embedding items", done, of),
         )  # fmt: skip
-        found = search(history, side.vectors, base, earlier or run.folder, minutes, trials, step, run.log)
+        if earlier and (earlier / JOURNAL).is_file():  # copied, so that this run can be gone on with in its turn
+            shutil.copyfile(earlier / JOURNAL, run.folder / JOURNAL)
+        found = search(history, side.vectors, base, run.folder, minutes, trials, step, run.log)
         (run.folder / "best.toml").write_text(describe(found.settings, "train") + "\n", encoding="utf-8")
         run.close("done", msgspec.to_builtins(found))
     if as_json:
