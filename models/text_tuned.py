@@ -1,5 +1,6 @@
 """What a tuning run came to: a folder of the base's shape, with a report beside its weights. Written by text_tuning.py."""
 
+import resource
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from recsys.errors import Unavailable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from models.text_tuning import Run
 
 ABOUT = "tuning.json"
 
@@ -42,6 +45,30 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     rss_mib: float
     merged: bool
     curve: list[tuple[int, float]]
+
+
+def report(run: "Run", ended: str, souped: int) -> Tuned:
+    """What a run came to. ended, souped: as in `Tuned`."""
+    at, held = run.at, run.held is not None
+    return Tuned(
+        folder=str(run.out),
+        settings=run.settings,
+        ended=ended,
+        steps=at.step,
+        best_step=at.best_step if held else at.step,
+        souped=souped,
+        loss_before=at.curve[0][1] if at.curve else None,
+        loss=at.best,
+        trainable=run.trainable,
+        parameters=run.parameters,
+        precision=str(run.precision)[6:],
+        live_tokens=at.live,
+        took_s=at.took_s,
+        tokens_per_s=at.tokens * run.world / max(at.took_s, 1e-9),
+        rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        merged=run.learner.inside is None,
+        curve=at.curve,
+    )
 
 
 def write_folder(learner: Learner, tokenizer: "PreTrainedTokenizerBase", part: Path, out: Path, tuned: Tuned) -> None:

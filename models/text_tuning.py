@@ -13,7 +13,6 @@ Called by `slatecast tune-text` and its benchmarks.
 
 import contextlib
 import math
-import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from models.text_pruning import keep_silent
 from models.text_resume import STATE, load_best, load_state, open_run, save_best, save_state
 from models.text_settings import TuneSettings
 from models.text_teacher import Teacher
-from models.text_tuned import Tuned, write_folder
+from models.text_tuned import Tuned, report, write_folder
 from models.train_settings import Step
 from recsys.catalogue import text_hash
 from recsys.errors import Misuse
@@ -277,27 +276,7 @@ class Run:
         self.at = msgspec.structs.replace(self.at, **changes)
 
     def _finish(self, ended: str, souped: int) -> Tuned:
-        at, settings = self.at, self.settings
-        held = self.held is not None
-        tuned = Tuned(
-            folder=str(self.out),
-            settings=settings,
-            ended=ended,
-            steps=at.step,
-            best_step=at.best_step if held else at.step,
-            souped=souped,
-            loss_before=at.curve[0][1] if at.curve else None,
-            loss=at.best,
-            trainable=self.trainable,
-            parameters=self.parameters,
-            precision=str(self.precision)[6:],
-            live_tokens=at.live,
-            took_s=at.took_s,
-            tokens_per_s=at.tokens * self.world / max(at.took_s, 1e-9),
-            rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            merged=self.learner.inside is None,
-            curve=at.curve,
-        )
+        tuned = report(self, ended, souped)
         learner = self._whole_learner() if self.sharded else self.learner
         if self.rank == 0:
             write_folder(learner, self.tokenizer, self.folder / "folder", self.out, tuned)
