@@ -7,6 +7,7 @@ that is `evaluate.py`, with baselines. Called by `slatecast evaluate --diversity
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ from models.judging import (
 from models.origins import MIN_ITEMS, Origin, Task, make_origin
 from models.ours import Scorers, show
 from models.train_settings import Step
+from recsys.errors import Misuse
 from recsys.list_metrics import temporal_diversity
 from recsys.policy import Policy
 from recsys.signals import DAY_S
@@ -113,8 +115,14 @@ def compare(
     origins_s: unix seconds, ascending, after whatever the scorers were asked before. over_time: show users a list at
     VISITS_D before each origin too, and tell their profiles; the scorer is then fitted at the first visit and serves all,
     as a release does. seed: of the bootstrap and of the items drawn from larger baskets. 2 to 4 ms a list, four times
-    with over_time. Raises Misuse where there is nobody to ask.
+    with over_time. Raises Misuse where there is nobody to ask, or a visit lies before the moment that was judged last.
     """
+    apart_s = VISITS_D[0] * DAY_S if over_time else 0
+    if any(after - before < apart_s for before, after in pairwise(origins_s)):
+        raise Misuse(
+            f"users are shown lists from {VISITS_D[0]} days before a moment on, and history is lived once: name moments so far "
+            "apart"
+        )
     world, history = scorers.learner.world, scorers.learner.world.history
     moments = [make_origin(history, at_s, min_buyers) for at_s in origins_s]
     places = [regulars(*moment, task) for moment in moments]

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from models.comparing import TOP_K, Compared, Comparison, compare
 from models.judging import BASKETS, Shop
-from models.origins import Task
+from models.origins import DAY_S, WINDOW_S, Task
 from models.ours import Scorers
 from models.train_settings import Step
 from recsys.errors import Misuse
@@ -116,9 +116,14 @@ def tune(
     """Choose at one moment, judge at later ones, for what the policy's `repeats` says.
 
     policy: what is not turned (caps, sizes, sources) stays as it is. lose: of NDCG@10 of relevance alone, in [0, 1).
-    judge_s: unix seconds, ascending; the first at least four weeks after tune_s, or the choice knows what judges it.
-    Raises Misuse where relevance alone finds nothing.
+    judge_s: unix seconds, ascending. Raises Misuse where relevance alone finds nothing, and where the first is less than
+    four weeks after tune_s, so that the choice would know what judges it.
     """
+    if judge_s[0] - tune_s < WINDOW_S:
+        raise Misuse(
+            f"judged {(judge_s[0] - tune_s) / DAY_S:g} days after the moment of tuning, the choice would know purchases that "
+            f"judge it; name moments {WINDOW_S // DAY_S} days or more apart"
+        )
     task = policy.repeats
     policies = grid(policy)
     tuned = compare(scorers, policies, [tune_s], task, shop, source, min_buyers, seed, False, step)

@@ -186,3 +186,14 @@ def test_a_policy_that_is_written_is_the_policy_that_is_read(policy: Policy, tmp
 def test_what_was_tried_is_drawn_and_travels_as_json(tuned: Tuned, tmp_path: Path) -> None:
     assert plot_tuned(tuned, tmp_path).read_text().endswith("</svg>\n")
     assert msgspec.json.decode(msgspec.json.encode(tuned), type=Tuned) == tuned
+
+
+def test_a_policy_is_not_judged_by_purchases_that_chose_it(scorers: Callable[[], Scorers], history: History) -> None:
+    with pytest.raises(Misuse, match="judged 27 days after the moment of tuning.*28 days or more apart"):
+        tune(scorers(), BASE, T, [T + 27 * DAY_S], 0.1, Shop(history, None), "drawn", 5)
+
+
+def test_moments_nearer_than_the_visits_before_them_are_said(scorers: Callable[[], Scorers], history: History) -> None:
+    near = [T, T + 5 * DAY_S]
+    with pytest.raises(Misuse, match="from 6 days before a moment on"):
+        compare(scorers(), {TOP_K: BASE}, near, "all", Shop(history, None), "drawn", 5, over_time=True)

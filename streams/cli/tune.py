@@ -24,8 +24,8 @@ SHOWN = 12  # of the policies tried, on a terminal; the file has all
               " relevance alone, at most so much.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("tuned"), show_default=True, help="Folder for"
               " policy.toml, tried.json and, with matplotlib, tuned.svg.")  # fmt: skip
-@click.option("--origins", metavar="DATE,…", help="Tune at the first, judge at the others  [eight and four weeks before"
-              " the end of the data]")  # fmt: skip
+@click.option("--origins", metavar="DATE,…", help="Tune at the first, judge at the others, four weeks later at least"
+              "  [eight and four weeks before the end of the data]")  # fmt: skip
 @click.option(
     "--sliders", is_flag=True, help="Choose nothing: try each knob by itself, others off, at the last moment."
 )
