@@ -167,6 +167,18 @@ def parse_origins(text: str) -> list[int]:
     return sorted({int(day.timestamp()) for day in days})
 
 
+def parse_day(text: str, option: str) -> int:
+    """`2011-08-19`, as an option says it, as unix seconds. Raises Misuse.
+
+    >>> parse_day("2011-08-19", "--until")
+    1313712000
+    """
+    try:
+        return int(datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        raise Misuse(f"{option} {text}: write one date, as in 2011-08-19") from None
+
+
 def top_k(scores: NDArray[np.float32], origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
     """The k best columns as rows of history.items; -inf is never shown, equal scores go by row.
 

@@ -470,6 +470,14 @@ def test_what_cannot_be_evaluated_is_one_clear_line_and_exit_code_2(
     assert said in err
 
 
+@pytest.mark.parametrize("until", ["soon", "2011-02-05,2011-03-14"])
+@pytest.mark.parametrize("command", ["train", "tune-training"])
+def test_a_day_that_is_none_is_named_with_its_own_option(run: Run, folder: Path, command: str, until: str) -> None:
+    code, _, err = run(folder, "--until", until, command=command)
+    assert code == 2
+    assert f"--until {until}: write one date, as in 2011-08-19" in err
+
+
 @pytest.mark.parametrize("name", ["events", "items"])
 @pytest.mark.parametrize(
     "content", [None, b"", bytes(range(256)), gzip.compress(b"", mtime=0), gzip.compress(b'{"usr":"u1"}\n', mtime=0)]

@@ -44,12 +44,12 @@ def texts(
               slatecast bench texts completejourney --tower all-MiniLM-L6-v2 --tower towers/smollm --json
     """
     from models.export import DEFAULT_MODEL, find_weights
-    from models.origins import parse_origins
+    from models.origins import parse_day
     from streams.bench.text_towers import measure
     from streams.cli.learn import least_buyers
 
     least = min_buyers or least_buyers(source)
-    at_s = parse_origins(origin)[-1] if origin else None
+    at_s = parse_day(origin, "--origin") if origin else None
     folders = {Path(name).name: find_weights(name) for name in towers or (DEFAULT_MODEL,)}
     with stderr.status("beginning") as status:
         found = measure(source, Path(settings.home), folders, at_s, least, text, dim, seed, status.update)
@@ -95,14 +95,14 @@ def tune_text(
     Example:  slatecast bench tune-text shop/ --origin 2011-08-05 --set train=lora --json
     """
     from models.export import find_weights
-    from models.origins import parse_origins
+    from models.origins import parse_day
     from models.settings_file import read_settings
     from models.text_settings import TuneSettings
     from streams.bench.tuned_texts import measure
     from streams.cli.learn import least_buyers
 
     chosen = read_settings(TuneSettings, "tune-text", file, changes)
-    at_s = parse_origins(origin)[-1] if origin else None
+    at_s = parse_day(origin, "--origin") if origin else None
     home, least = Path(settings.home), min_buyers or least_buyers(source)
     home.mkdir(parents=True, exist_ok=True)
     with steps() as step:

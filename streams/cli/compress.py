@@ -70,7 +70,7 @@ def compress(
     from models.compression import How, Limits, judge, make
     from models.export import export_tower, find_weights, make_tower, source_digest
     from models.history import read_history
-    from models.origins import default_origins, parse_origins
+    from models.origins import default_origins, parse_day
     from models.text_tower import PLAIN, Reading
     from streams.cli.learn import least_buyers
 
@@ -85,7 +85,7 @@ def compress(
     towers = Path(settings.home) / "towers"
     with stderr.status(f"reading {source}"):
         history = read_history(source)
-        at_s = parse_origins(origin)[-1] if origin else default_origins(history)[-1]
+        at_s = parse_day(origin, "--origin") if origin else default_origins(history)[-1]
     with steps() as step:
         if reading == PLAIN:
             original = export_tower(weights, towers)

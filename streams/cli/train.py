@@ -75,13 +75,13 @@ def train(
         raise Misuse("train needs one source: a folder, completejourney, or --from-topic; --help has an example")
     # Here, not above: torch takes seconds to import, and `slatecast --help` must not wait for it.
     from models.history import only_items, read_history, sold_items
-    from models.origins import parse_origins
+    from models.origins import parse_day
     from models.runs import start_run, window_of
     from models.training import train
 
     with stderr.status(f"reading {source or 'the topics'}"):
         source, history = (source, read_history(source)) if source else _from_topic(settings)
-        history = history.before(parse_origins(until)[-1]) if until else history
+        history = history.before(parse_day(until, "--until")) if until else history
         history = only_items(history, sold_items(history, min_buyers))
     if not len(history):
         raise Misuse(

@@ -69,7 +69,7 @@ def tune_text(
         raise Misuse("tune-text needs a source, a folder or completejourney, and --out; --help has an example")
     from models.export import find_weights
     from models.history import only_items, read_history, sold_items
-    from models.origins import parse_origins
+    from models.origins import parse_day
     from models.runs import window_of
     from models.text_tuning import tune
     from streams.cli.learn import least_buyers
@@ -77,7 +77,7 @@ def tune_text(
     base = find_weights(model)
     with stderr.status(f"reading {source}"):
         history = read_history(source)
-        history = history.before(parse_origins(until)[-1]) if until else history
+        history = history.before(parse_day(until, "--until")) if until else history
         least = min_buyers or least_buyers(source)
         history = only_items(history, sold_items(history, least))
     if not len(history):

@@ -60,7 +60,7 @@ def tune_training(
     """
     from models.history import only_items, read_history, sold_items
     from models.item_vectors import build_text
-    from models.origins import parse_origins
+    from models.origins import parse_day
     from models.runs import check_same, read_run, start_run, window_of
     from models.settings_file import describe, read_settings
     from models.train_settings import TrainSettings
@@ -73,7 +73,7 @@ def tune_training(
     earlier, about = read_run(home, resume) if resume else (None, None)
     with stderr.status(f"reading {source}"):
         history = read_history(source)
-        history = history.before(parse_origins(until)[-1]) if until else history
+        history = history.before(parse_day(until, "--until")) if until else history
         history = only_items(history, sold_items(history, least))
     if not len(history):
         raise Misuse(f"no item of {source} has {least} buyers; lower --min-buyers")
