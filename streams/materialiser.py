@@ -53,6 +53,8 @@ class Materialiser:
     def __init__(self, settings: Settings, instance: str, health: Health | None = None) -> None:
         self._settings = settings
         self._health = health or Health("materialiser")
+        for result in ("applied", "stale", "error"):
+            REDIS_WRITES.labels(result)  # an alarm needs the 0 before the first
         self._topic = settings.prefix + "slates"
         self._redis = clients.redis_client(settings)
         self._consumer = clients.consumer(settings, f"{settings.prefix}materialiser", f"materialiser-{instance}")

@@ -39,6 +39,8 @@ class Transactions:
 
     def __init__(self, settings: Settings, role: str, instance: str, watchdog: Watchdog) -> None:
         self._role, self._watchdog = role, watchdog
+        for result in ("commit", "abort", "fatal"):
+            telemetry.TRANSACTIONS.labels(role, result)  # an alarm needs the 0 before the first
         self._producer = clients.producer(settings, transactional_id=f"{settings.prefix}{role}.{instance}")
         self._failed: KafkaError | None = None
         self._change_ends: dict[int, int] = {}

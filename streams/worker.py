@@ -88,6 +88,8 @@ class Worker:
         self._room = FIRST_BATCH
         self._folder = Path(settings.home) / "state" / f"{settings.prefix}{role}-{instance}"
         self._health = health or Health(role)
+        for kind in ("assigned", "revoked", "lost"):
+            telemetry.REBALANCES.labels(role, kind)  # an alarm needs the 0 before the first
         self._watchdog = Watchdog(role, self._broker_answers)
         self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"

@@ -184,6 +184,16 @@ def test_what_is_counted_has_happened(pages: Pages) -> None:
         assert value(pages[role], telemetry.RESTORE_SECONDS) > 0
 
 
+def test_what_has_not_happened_yet_is_shown_too(pages: Pages) -> None:
+    def shown(role: str, name: str, label: str) -> set[str]:
+        return {s.labels[label] for s in pages[role][name].samples if s.name == f"{name}_total"}
+
+    for role in WORKERS:
+        assert shown(role, "slatecast_transactions", "result") == {"commit", "abort", "fatal"}
+        assert shown(role, "slatecast_rebalances", "kind") == {"assigned", "revoked", "lost"}
+    assert shown("materialiser", "slatecast_redis_writes", "result") == {"applied", "stale", "error"}
+
+
 @pytest.mark.parametrize("role", ["ranker", "signals", "materialiser"])
 def test_who_has_read_everything_does_not_lag(pages: Pages, role: str) -> None:
     assert value(pages[role], telemetry.LAG_RECORDS) == 0
