@@ -15,6 +15,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from stream_helpers import read_topic, send, send_events, send_items
 
 from models.serving import NoModels
+from recsys import diversify
 from recsys.catalogue import Item, encode_item
 from recsys.errors import Misuse
 from recsys.events import Click, Event, Purchase, encode_event, event_hash
@@ -71,6 +72,7 @@ def start() -> Iterator[Start]:
 
     def begin(settings: Settings) -> RankerTask:
         task = RankerTask(settings, NoModels())
+        diversify.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
         task.shelf.catch_up()
         running.extend((Running(settings, "signals", SignalsTask(settings)), Running(settings, "ranker", task)))
         return task
