@@ -162,6 +162,8 @@ class _Delivery:
                 return
             except BufferError:
                 self.serve(0.1)
+            except TypeError:  # our types are right: Ctrl-C came while the client read a header's name, and it says so
+                raise KeyboardInterrupt from None
 
     def serve(self, wait_s: float) -> None:
         """Take delivery reports. Raises Unavailable when none has come for STALL_S."""

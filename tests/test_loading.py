@@ -16,7 +16,8 @@ from recsys.errors import BadEvent, Misuse, Unavailable
 from recsys.events import Event, decode_event, event_hash
 from recsys.profiles import EMPTY, apply
 from streams.cli.main import main
-from streams.loading import load_events, load_items, rejects_file
+from streams.clients import producer
+from streams.loading import _Delivery, load_events, load_items, rejects_file
 from streams.settings import Settings
 
 GOOD = b'{"type":"click","user":"u%d","item":"i1","ts_ms":1700000000000}'
@@ -258,6 +259,19 @@ def test_validate_knows_the_wheel_by_name(run: Run) -> None:
     assert code == 1  # coupons, fuel and what has no category
     assert out.splitlines()[0].endswith("25671: Ice - crushed/cubed, 22 lb, maker 2")
     assert out.splitlines()[-1] == "92331 rows: 91545 would be loaded (0 of them converted), 0 folded into others, 786 rejected (range 786)"  # fmt: skip
+
+
+class Interrupted(str):
+    """A header's name during whose reading Ctrl-C is pressed: the client asks for its text, where Python looks for signals."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_client_reads_a_header_is_no_error_of_types() -> None:
+    delivery = _Delivery(producer(Settings(bootstrap="127.0.0.1:1")), "events", ((Interrupted("schema"), b"1"),))
+    with pytest.raises(KeyboardInterrupt):
+        delivery.send(b"u1", b"{}")
 
 
 def test_an_error_in_the_callback_stops_the_loading(settings: Settings, tmp_path: Path) -> None:
