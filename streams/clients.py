@@ -86,6 +86,7 @@ CONSUMER: dict[str, Value] = {
     "retry.backoff.max.ms": 10,
 }
 
+TWIN = "another process has this --instance: give each its own"
 MEANS = {
     "_AUTO_OFFSET_RESET": "the topic no longer has what was to be read next, or is another one",
     "UNKNOWN_TOPIC_OR_PART": "run `slatecast topics apply --execute`",
@@ -248,7 +249,12 @@ def broken(error: KafkaError) -> Unavailable:
     return Unavailable(f"Kafka: {explain(error)}")
 
 
-def explain(error: KafkaError) -> str:
-    """What the client said, and what it means here where that is known."""
-    means = MEANS.get(error.name())
+def explain(error: KafkaError, otherwise: str = "") -> str:
+    """What the client said, and what it means here; `otherwise` where that is not known."""
+    means = TWIN if is_fenced(error) else MEANS.get(error.name(), otherwise)
     return f"{error.str()}; {means}" if means else error.str()
+
+
+def is_fenced(error: KafkaError) -> bool:
+    """Whether another has taken this one's name. By the words: the consumer's error has no code of its own."""
+    return "fenced" in error.str()

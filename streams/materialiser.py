@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 import redis
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from recsys.errors import Unavailable
 from streams import clients
@@ -20,6 +20,7 @@ from streams.records import Record, read_record
 from streams.settings import Settings
 from streams.state import begin_offsets
 from streams.telemetry import REDIS_WRITES, Health
+from streams.transactions import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +86,8 @@ class Materialiser:
         records = []
         for message in self._consumer.consume(BATCH, 0.05):
             error = message.error()
-            if error is not None and error.name() == "_AUTO_OFFSET_RESET":
-                raise Unavailable(
-                    f"Redis knows later lists than {self._topic} has: the topic was made again. "
-                    f"Delete the keys {self._settings.prefix}* in Redis; they are written anew"
-                )
             if error is not None:
-                raise clients.broken(error)
+                raise self._ended_by(error)
             record = read_record(message)
             if record.partition in self._next:
                 records.append(record)
@@ -109,6 +105,16 @@ class Materialiser:
             self._health.waiting_for = "Redis"
             self._rewind(self._next)
             self._stop.wait(0.2)  # slates go on being published; only this view waits
+
+    def _ended_by(self, error: KafkaError) -> Exception:
+        if clients.is_fenced(error):
+            return Stopped(f"materialiser: {clients.explain(error)}")
+        if error.name() == "_AUTO_OFFSET_RESET":
+            return Unavailable(
+                f"Redis knows later lists than {self._topic} has: the topic was made again. "
+                f"Delete the keys {self._settings.prefix}* in Redis; they are written anew"
+            )
+        return clients.broken(error)
 
     def _write(self, records: Sequence[Record]) -> None:
         """All of a batch or, where Redis is no longer where we left it, nothing."""

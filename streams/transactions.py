@@ -152,7 +152,7 @@ class Transactions:
 
     def _stopped(self, error: KafkaError) -> Stopped:
         telemetry.TRANSACTIONS.labels(self._role, "fatal").inc()
-        return Stopped(f"{self._role}: {error.str()}; start it again")
+        return Stopped(f"{self._role}: {clients.explain(error, 'start it again')}")
 
 
 def _kafka_error(exception: KafkaException | SystemError) -> KafkaError:

@@ -173,7 +173,7 @@ class Worker:
     def _read(self, message: Message) -> Record:
         error = message.error()
         if error is not None:
-            raise Stopped(f"{self.role}: {clients.explain(error)}")
+            raise Stopped(f"{self.role}: {clients.explain(error, 'start it again')}")
         return read_record(message)
 
     def _process(self, records: Sequence[Record]) -> list[Output]:

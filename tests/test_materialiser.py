@@ -17,6 +17,7 @@ from streams.materialiser import COMPARE_AND_SET, TTL_MS, Materialiser, slate_ke
 from streams.settings import Settings
 from streams.signals import SignalsTask
 from streams.telemetry import Health
+from streams.transactions import Stopped
 from streams.worker import Worker
 
 Wait = Callable[..., None]
@@ -119,6 +120,19 @@ def test_the_newest_slate_of_each_user_is_in_redis(
     wait_for(lambda: view.hgetall(slate_key(settings, "u1")).keys() == {b"v"})
     publish(settings, b"4", ["u1"])
     wait_for(lambda: view.hget(slate_key(settings, "u1"), "body") == b"4")
+
+
+def test_one_that_is_replaced_ends_as_fenced_and_says_by_whom(settings: Settings, start: Start) -> None:
+    successors: list[Running] = []
+
+    class First(Materialiser):
+        def step(self) -> None:
+            super().step()
+            if self._next and not successors:
+                successors.append(start(settings))
+
+    with pytest.raises(Stopped, match="another process has this --instance"):
+        First(msgspec.structs.replace(settings, kafka={"heartbeat.interval.ms": 200}), "0").run(threading.Event())
 
 
 def test_a_restart_goes_on_where_redis_says(

@@ -431,6 +431,7 @@ def test_a_worker_that_was_replaced_while_it_computed_commits_nothing(
     released.set()
     wait_for(lambda: not zombie.thread.is_alive())
     assert isinstance(zombie.error, Stopped)
+    assert "another process has this --instance" in str(zombie.error)
     assert task.commits == 0
     assert said(settings) == {(b"a", b"1"): 1}
     click(settings, "a")
@@ -445,6 +446,7 @@ def test_an_idle_worker_ends_when_another_takes_its_name(settings: Settings, sta
     second = start()
     wait_for(lambda: not first.thread.is_alive())
     assert "instance" in str(first.error)
+    assert "another process has this --instance" in str(first.error)
     click(settings, "a")
     wait_for(lambda: second.processed == 1)
     assert counts(settings) == {"a": 2}
