@@ -16,6 +16,7 @@ import pytest
 from stream_helpers import send
 
 from recsys.slates import Cause, Slate, SlateItem, Versions, encode_slate
+from streams import jars
 from streams.cli.main import cli, main
 from streams.cli.printable import printable
 from streams.settings import Settings
@@ -216,6 +217,17 @@ def test_a_home_that_cannot_be_one_is_said(run: Run, tmp_path: Path, command: st
     (tmp_path / "shop" / "events.jsonl.gz").write_bytes(gzip.compress(clicks.encode()))
     (tmp_path / "shop" / "items.jsonl.gz").write_bytes(gzip.compress(b'{"item":"i1","title":"Mug"}\n'))
     assert_one_line(run(*command.split(), "--home", tmp_path / "file" / "home"), 1, "SLATECAST_HOME")
+
+
+def test_jars_are_fetched_to_where_the_settings_file_has_its_home(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes: list[Path] = []
+    monkeypatch.delenv("SLATECAST_HOME", raising=False)
+    monkeypatch.setattr(jars, "fetch_kafka", lambda home, progress: homes.append(home))
+    (tmp_path / "slatecast.toml").write_text('home = "data"')
+    assert run("kafka", "fetch")[0] == 0
+    assert homes == [Path("data")]
 
 
 def test_a_home_that_cannot_be_one_keeps_no_rejects(run: Run, settings: Settings, tmp_path: Path) -> None:

@@ -55,14 +55,14 @@ def kafka() -> None:
 
 
 @kafka.command()
-@click.option("--home", default=lambda: os.environ.get("SLATECAST_HOME", "var"), help="Where they go  [SLATECAST_HOME]")
-def fetch(home: str) -> None:
+@connection_options
+def fetch(settings: Settings) -> None:
     """Fetch Kafka's jars once and check them against deploy/kafka/jars.lock.
 
     \b
     Example:  slatecast kafka fetch
     """
-    fetch_jars(Path(home))
+    fetch_jars(Path(settings.home))
 
 
 def fetch_jars(home: Path) -> None:
