@@ -192,7 +192,9 @@ def _csv_records(reader: Iterator[list[str]], names: list[str], held: list[tuple
         except StopIteration:
             return
         except csv.Error as error:
-            record = BadEvent("decode", f"not CSV: {error}")
+            many = len(held)
+            swallowed = f"; the {many} lines from here are one row: a quote is not closed" if many > 1 else ""
+            record = BadEvent("decode", f"not CSV: {error}{swallowed}")
         else:
             if not cells:  # a blank line
                 continue
@@ -247,4 +249,5 @@ def _as_json(batch: Any, at: int, times: set[str]) -> bytes:
         name: (column.cast(pa.timestamp("us"), safe=False) if name in times else column).to_pylist()[0]
         for name, column in zip(row.schema.names, row.columns, strict=True)
     }
-    return msgspec.json.encode(values, enc_hook=str)
+    texts = {name: value.decode(errors="replace") for name, value in values.items() if isinstance(value, bytes)}
+    return msgspec.json.encode({**values, **texts}, enc_hook=str)  # of bytes it would make base64

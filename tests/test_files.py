@@ -237,6 +237,24 @@ def test_a_bad_row_keeps_its_bytes_and_its_line_number(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_quote_that_is_never_closed_says_how_many_lines_it_took(tmp_path: Path) -> None:
+    lines = ["type,user,item,ts", 'click,u1,"i1,1700000000', *(f"click,u{n},i1,1700000000" for n in range(6000))]
+    rows = read(write(tmp_path / "e.csv", "\n".join(lines)))
+    bad = rows[0]
+    swallowed = bad.raw.count(b"\n") + 1
+    assert (bad.line, len(rows) - 1 + swallowed) == (2, 6001)
+    assert f"; the {swallowed} lines from here are one row: a quote is not closed" in str(bad.error)
+    assert all(row.event for row in rows[1:])
+
+
+def test_a_bad_row_of_parquet_keeps_texts_that_their_writer_did_not_mark(tmp_path: Path) -> None:
+    table = {"type": [b"click"], "user": ["u\u00e9".encode()], "item": [b"i1"], "ts_ms": [17], "other": [b"\xff"]}
+    parquet.write_table(pa.table(table), tmp_path / "e.parquet")
+    [row] = read(tmp_path / "e.parquet")
+    fields = {"type": "click", "user": "u\u00e9", "item": "i1", "ts_ms": 17, "other": "\ufffd"}
+    assert (row.error is not None, json.loads(row.raw)) == (True, fields)
+
+
 def test_a_bad_csv_row_keeps_its_bytes_over_several_lines(tmp_path: Path) -> None:
     bad = b'click,"u\r\n1",i1,seventeen'
     text = b"type,user,item,ts_ms\r\n" + bad + b"\r\nclick,u1,i1\r\nclick,u2,i1,1700000000000\r\n" + b'click,"u2'
