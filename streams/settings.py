@@ -62,9 +62,11 @@ KAFKA_ENVIRONMENT = "SLATECAST_KAFKA_"
 def load_settings(file: Path | None, options: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
     """Settings of a TOML file, overridden by the environment, overridden by options. Raises Misuse."""
     merged: dict[str, object] = {}
+    text = ""
     if file is not None:
         try:
-            merged.update(tomllib.loads(file.read_text()))
+            text = file.read_text("utf-8-sig")  # as Windows' editors write it, too
+            merged.update(tomllib.loads(text))
         except FileNotFoundError:
             raise Misuse(f"{file}: no such file; leave --config out to run on defaults") from None
         except OSError as error:
@@ -81,8 +83,8 @@ def load_settings(file: Path | None, options: Mapping[str, str | None], environ:
     written = merged.get("kafka", {})
     if secret and isinstance(written, dict):
         merged["kafka"] = {**written, **secret}
-    if file is not None and isinstance(merged.get("policy"), dict):
-        wrong = check_policy(file.read_text())[1]
+    if isinstance(merged.get("policy"), dict):
+        wrong = check_policy(text)[1]
         if wrong:
             raise Misuse("; ".join(f"{file}: {mistake}" for mistake in wrong))
     try:

@@ -188,6 +188,8 @@ def test_check_says_a_line_for_each_mistake_and_exits_with_2(run: Run, tmp_path:
     code, out, _ = run("policy", "check", "good.toml")
     assert (code, out) == (0, f"good.toml: fine, digest {Policy(strength=0.3).digest()}\n")
     assert_one_line(run("policy", "check", "none.toml"), 2, "no such file")
+    (tmp_path / "windows.toml").write_text("strength = 0.3", "utf-8-sig")
+    assert run("policy", "check", "windows.toml")[1] == out.replace("good", "windows")
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
     assert_one_line(run("policy", "check", "bytes.toml"), 2, "UTF-8")
     assert_one_line(run("policy", "check", "."), 2, "directory")

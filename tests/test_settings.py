@@ -42,6 +42,12 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, said: str) -> None:
         load_settings(write(tmp_path, text), {}, {})
 
 
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    (file := tmp_path / "slatecast.toml").write_text('prefix = "shop."\n[policy]\nstrength = 0.3', "utf-8-sig")
+    settings = load_settings(file, {}, {})
+    assert (settings.prefix, settings.policy.strength) == ("shop.", 0.3)
+
+
 def test_a_file_that_is_missing_or_a_folder_or_binary_is_misuse(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\x00")
     for file in (tmp_path / "missing", tmp_path, tmp_path / "binary"):

@@ -134,7 +134,7 @@ def _table(file: Path) -> dict[str, Any]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text("utf-8-sig")  # as Windows' editors write it, too
     except FileNotFoundError:
         raise Misuse(f"{file}: no such file") from None
     except UnicodeDecodeError:
