@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recsys.context import Context
 from recsys.policy import Pin, Policy
 from recsys.signals import DAY_S
+from recsys.variety import products
 
 EVEN = 0.1  # of the probability is shared out evenly: no propensity is so small that its inverse drowns all others
 
@@ -31,25 +32,31 @@ class Draw(msgspec.Struct, frozen=True):
 
 def explore(
     context: Context, rows: NDArray[np.int64], logits: NDArray[np.float64], policy: Policy
-) -> tuple[Policy, dict[int, float]]:
-    """The policy with what was drawn pinned to its slots; and the propensity of each drawn position among `rows`.
+) -> tuple[Policy, dict[tuple[int, int], float]]:
+    """The policy with what was drawn pinned to its slots; and the propensity of each drawn (slot, position among `rows`).
 
     rows, logits: (C,) candidates, finite. The policy itself and nothing where it reserves no slots or nothing is cold.
+    In a list that ends before such a slot, the item may still stand for its worth, without a propensity.
     1 µs a cold candidate.
     """
-    slots = [slot for slot in sorted(policy.explore_slots) if slot < policy.slate_size]
+    slots = [slot for slot in sorted(policy.explore_slots) if slot < min(policy.slate_size, len(rows))]
     if not slots:
         return policy, {}
     items = context.shop.catalogue.items
     pool = np.flatnonzero(cold(context, rows, policy))
+    product = products(context, rows, policy)
     if policy.pins or policy.sponsored:  # those stand where the operator put them, and nowhere else
         pinned, tags = {pin.item for pin in policy.pins}, {rule.tag for rule in policy.sponsored}
         free = [items[row].item not in pinned and tags.isdisjoint(items[row].tags) for row in rows[pool].tolist()]
         pool = pool[np.array(free, np.bool_)]
+        if product is not None:  # nor does another variant of what is pinned
+            theirs = product[[items[row].item in pinned for row in rows.tolist()]]
+            pool = pool[~np.isin(product[pool], theirs[theirs >= 0])]
     names = [items[row].item for row in rows[pool].tolist()]
-    drawn = draw(logits[pool], noise(_name(context), names), len(slots))
+    drawn = draw(logits[pool], noise(_name(context), names), len(slots), None if product is None else product[pool])
     pins = tuple(Pin(slot, names[at]) for slot, at in zip(slots, drawn.positions.tolist(), strict=False))
-    chosen = dict(zip(pool[drawn.positions].tolist(), drawn.propensities.tolist(), strict=True))
+    places = zip(slots, pool[drawn.positions].tolist(), strict=False)
+    chosen = dict(zip(places, drawn.propensities.tolist(), strict=False))
     return msgspec.structs.replace(policy, pins=(*policy.pins, *pins), explore_slots=()), chosen
 
 
@@ -60,10 +67,13 @@ def cold(context: Context, rows: NDArray[np.int64], policy: Policy) -> NDArray[n
     return np.asarray(few | new)
 
 
-def draw(logits: NDArray[np.float64], gumbel: NDArray[np.float64], k: int) -> Draw:
+def draw(
+    logits: NDArray[np.float64], gumbel: NDArray[np.float64], k: int, product: NDArray[np.int64] | None = None
+) -> Draw:
     """Up to k of a pool without replacement, among those left in proportion to (1 - EVEN)·softmax + EVEN/N.
 
-    logits, gumbel: (N,) finite. The k greatest sums of log probability and Gumbel noise are such a draw.
+    logits, gumbel: (N,) finite. product: (N,) codes, -1 for one of its own; who is drawn takes its variants along. The k
+    greatest sums of log probability and Gumbel noise, the first of each product, are such a draw.
 
     >>> found = draw(np.array([0.0, 2.0, 0.0]), np.zeros(3), 2)
     >>> found.positions.tolist(), found.propensities.round(3).tolist()
@@ -73,10 +83,14 @@ def draw(logits: NDArray[np.float64], gumbel: NDArray[np.float64], k: int) -> Dr
         return Draw(np.empty(0, np.int64), np.empty(0))
     odds = np.exp(logits - logits.max())
     share = (1 - EVEN) * odds / odds.sum() + EVEN / len(odds)
-    positions = np.argsort(-(np.log(share) + gumbel), kind="stable")[:k]
-    taken = share[positions]
-    left = np.cumsum(np.append(np.delete(share, positions).sum(), taken[::-1]))[:0:-1]  # sums without a rest near 0
-    return Draw(positions.astype(np.int64), np.minimum(taken / left, 1.0))
+    order = np.argsort(-(np.log(share) + gumbel), kind="stable")
+    own = -1 - np.arange(len(share))
+    group = own if product is None else np.where(product < 0, own, product)
+    positions = order[np.sort(np.unique(group[order], return_index=True)[1])[:k]]
+    gone = [share[group == group[at]].sum() for at in positions.tolist()]  # with each, its variants
+    rest = share[~np.isin(group, group[positions])].sum()
+    left = np.cumsum(np.append(rest, gone[::-1]))[:0:-1]  # sums without a rest near 0
+    return Draw(positions.astype(np.int64), np.minimum(share[positions] / left, 1.0))
 
 
 def noise(name: str, items: list[str]) -> NDArray[np.float64]:

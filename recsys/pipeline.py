@@ -87,7 +87,7 @@ def recommend(
             source, reason = explain(context, found, at, visit)
             gain = said[place] if said else None
             value = round(float(relevance[at]), 4)
-            items.append(SlateItem(item.item, item.title, value, source, reason, gain, drawn.get(at)))
+            items.append(SlateItem(item.item, item.title, value, source, reason, gain, drawn.get((place, at))))
         drafts.append(Draft(tuple(items), scored.scorer, scored.degraded_reason, k.dropped, choice.relaxed))
     tick("diversify")
     return drafts

@@ -121,7 +121,7 @@ def _topics(context: Context, rows: NDArray[np.int64], policy: Policy) -> Topics
 
 def _limits(context: Context, rows: NDArray[np.int64], policy: Policy) -> tuple[Limits | None, list[Relaxed]]:
     """The policy's rules over these candidates, None if there are none; and pins of items that are no candidates."""
-    product = _products(context, rows, policy)
+    product = products(context, rows, policy)
     if product is None and not (policy.caps or policy.minimums or policy.sponsored or policy.pins):
         return None, []
     place = {row: at for at, row in enumerate(rows.tolist())}
@@ -189,7 +189,7 @@ def _members(context: Context, rows: NDArray[np.int64], rule: Minimum | Sponsore
     return np.array([tag in catalogue.items[row].tags for row in rows.tolist()], np.bool_)
 
 
-def _products(context: Context, rows: NDArray[np.int64], policy: Policy) -> NDArray[np.int64] | None:
+def products(context: Context, rows: NDArray[np.int64], policy: Policy) -> NDArray[np.int64] | None:
     """Codes of products of which several variants may be among the candidates; None if no item says so."""
     if not policy.variants:
         return None

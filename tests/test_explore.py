@@ -48,9 +48,11 @@ def drawn(draft: Draft) -> dict[int, str]:
     return {slot: item.item for slot, item in enumerate(draft.items) if item.propensity is not None}
 
 
-def many(values: NDArray[np.float64], k: int) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+def many(
+    values: NDArray[np.float64], k: int, product: NDArray[np.int64] | None = None
+) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     names = [f"i{n}" for n in range(len(values))]
-    found = (draw(values, noise(f"slate {seed}", names), k) for seed in range(SEEDS))
+    found = (draw(values, noise(f"slate {seed}", names), k, product) for seed in range(SEEDS))
     return [(tuple(f.positions.tolist()), tuple(f.propensities.tolist())) for f in found]
 
 
@@ -83,6 +85,16 @@ def test_a_draw_of_several_is_as_probable_as_the_product_of_its_propensities() -
         observed[positions] = observed.get(positions, 0) + 1
         expected[positions] = float(np.prod(propensities))
     assert len(expected) == 12
+    assert_fair(observed, expected)
+
+
+def test_who_is_drawn_takes_its_variants_along_and_the_propensities_know_it() -> None:
+    observed: dict[tuple[int, ...], int] = {}
+    expected: dict[tuple[int, ...], float] = {}
+    for positions, propensities in many(np.array([1.5, 0.5, 0.0, -0.5, 1.0]), 2, np.array([7, -1, 7, -1, 7])):
+        observed[positions] = observed.get(positions, 0) + 1
+        expected[positions] = float(np.prod(propensities))
+    assert len(expected) == 14, "all pairs but those of 0, 2 and 4"
     assert_fair(observed, expected)
 
 
@@ -172,6 +184,26 @@ def test_pins_and_sponsored_slots_keep_what_is_theirs() -> None:
                 listed(f"{seed}", made, sponsored=(Sponsored(slots=(0,), tag="product:twin"),), **only)
             ).values()
         )
+
+
+def test_of_a_product_one_variant_is_drawn_and_none_of_what_is_pinned() -> None:
+    made = shop()
+    made.signals.buyers[:26] = 3
+    for seed in range(9):
+        assert drawn(listed(f"{seed}", made)).keys() == {2}, "i26 and i27 are one product"
+        assert drawn(listed(f"{seed}", made, pins=(Pin(0, "i26"),))) == {}
+
+
+def test_what_stands_in_a_short_list_for_its_worth_has_no_propensity() -> None:
+    made = shop_of([Item(item=f"i{n}", title="x") for n in range(4)])
+    draft = listed("x", made, explore_slots=(2, 5))
+    assert len(draft.items) == 4
+    assert drawn(draft).keys() == {2}
+    assert draft.relaxed == ()
+    # Four candidates, but the list ends at the third: of the twins one is shown.
+    made = shop_of([Item(item=f"i{n}", title="x", tags=("product:twin",) if n < 2 else ()) for n in range(4)])
+    for seed in range(9):
+        assert drawn(listed(f"{seed}", made, explore_slots=(3,))) == {}
 
 
 def test_caps_see_what_was_drawn() -> None:
