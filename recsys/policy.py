@@ -162,10 +162,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         slots, items = [pin.slot for pin in self.pins], [pin.item for pin in self.pins]
         kept = [*slots, *(slot for rule in self.sponsored for slot in rule.slots), *self.explore_slots]
         explored = set(self.explore_slots)
+        sponsored = [slot for rule in self.sponsored for slot in set(rule.slots)]
         found = {
             "explore_slots must name each slot once, and none that is pinned or sponsored": len(explored)
             < len(self.explore_slots)
             or any(kept.count(slot) > 1 for slot in explored),
+            "sponsored: a slot can be kept for one tag only": len(set(sponsored)) < len(sponsored),
             "price_bands must ascend": list(self.price_bands) != sorted(set(self.price_bands)),
             "pins must name each slot and each item once": len(set(slots)) < len(slots) or len(set(items)) < len(items),
             "at most 62 caps, minimums and sponsored rules": len(self.caps) + len(self.minimums) + len(self.sponsored)

@@ -66,6 +66,13 @@ def test_every_mistake_of_a_file_is_named_with_its_line() -> None:
     assert str(error.value) == "; ".join(SAID)
 
 
+def test_a_slot_is_kept_for_one_tag() -> None:
+    """Of two the last had it, the other's items stood nowhere, and no list said so."""
+    with pytest.raises(Misuse, match="sponsored: a slot can be kept for one tag only"):
+        read_policy("[[sponsored]]\nslots = [0, 2]\ntag = 'a'\n[[sponsored]]\nslots = [2]\ntag = 'b'")
+    assert len(read_policy("[[sponsored]]\nslots = [2, 2]").sponsored) == 1
+
+
 def test_a_file_that_is_none_says_where() -> None:
     assert [str(m) for m in check_policy("voices = 1\nvoices = 2\n")[1]] == [
         "line 2: not TOML: Cannot overwrite a value"
