@@ -50,8 +50,7 @@ def explore(
         free = [items[row].item not in pinned and tags.isdisjoint(items[row].tags) for row in rows[pool].tolist()]
         pool = pool[np.array(free, np.bool_)]
         if product is not None:  # nor does another variant of what is pinned
-            theirs = product[[items[row].item in pinned for row in rows.tolist()]]
-            pool = pool[~np.isin(product[pool], theirs[theirs >= 0])]
+            pool = pool[~np.isin(product[pool], product[[items[row].item in pinned for row in rows.tolist()]])]
     names = [items[row].item for row in rows[pool].tolist()]
     drawn = draw(logits[pool], noise(_name(context), names), len(slots), None if product is None else product[pool])
     pins = tuple(Pin(slot, names[at]) for slot, at in zip(slots, drawn.positions.tolist(), strict=False))
@@ -72,8 +71,8 @@ def draw(
 ) -> Draw:
     """Up to k of a pool without replacement, among those left in proportion to (1 - EVEN)·softmax + EVEN/N.
 
-    logits, gumbel: (N,) finite. product: (N,) codes, -1 for one of its own; who is drawn takes its variants along. The k
-    greatest sums of log probability and Gumbel noise, the first of each product, are such a draw.
+    logits, gumbel: (N,) finite. product: (N,) codes; who is drawn takes its variants along. The k greatest sums of log
+    probability and Gumbel noise, the first of each product, are such a draw.
 
     >>> found = draw(np.array([0.0, 2.0, 0.0]), np.zeros(3), 2)
     >>> found.positions.tolist(), found.propensities.round(3).tolist()
@@ -84,8 +83,7 @@ def draw(
     odds = np.exp(logits - logits.max())
     share = (1 - EVEN) * odds / odds.sum() + EVEN / len(odds)
     order = np.argsort(-(np.log(share) + gumbel), kind="stable")
-    own = -1 - np.arange(len(share))
-    group = own if product is None else np.where(product < 0, own, product)
+    group = np.arange(len(share)) if product is None else product
     positions = order[np.sort(np.unique(group[order], return_index=True)[1])[:k]]
     gone = [share[group == group[at]].sum() for at in positions.tolist()]  # with each, its variants
     rest = share[~np.isin(group, group[positions])].sum()

@@ -32,11 +32,14 @@ def admit(
     pinned = [context.shop.catalogue.row(pin.item) for pin in policy.pins]
     wanted.append(np.flatnonzero(np.isin(rows, pinned)))
     best = np.argsort(-worth, kind="stable")
+    product = products(context, rows, policy)
     rules: list[Minimum | Sponsored] = [*policy.minimums, *policy.sponsored]
     for rule in rules:
         many = rule.least if isinstance(rule, Minimum) else len(rule.slots)
-        members = _members(context, rows, rule, policy)
-        wanted.append(best[members[best]][:many])
+        members = best[_members(context, rows, rule, policy)[best]]
+        if product is not None:  # of its variants one would stand
+            members = members[np.sort(np.unique(product[members], return_index=True)[1])]
+        wanted.append(members[:many])
     return np.unique(np.concatenate(wanted))
 
 
@@ -190,14 +193,14 @@ def _members(context: Context, rows: NDArray[np.int64], rule: Minimum | Sponsore
 
 
 def products(context: Context, rows: NDArray[np.int64], policy: Policy) -> NDArray[np.int64] | None:
-    """Codes of products of which several variants may be among the candidates; None if no item says so."""
+    """Codes of products of which several variants may be among the candidates, (C,) ≥ 0; None if no item says so."""
     if not policy.variants:
         return None
     items, known = context.shop.catalogue.items, dict[str, int]()
-    product = np.full(len(rows), -1)
+    product = np.arange(len(rows))  # each its own
     for at, row in enumerate(rows.tolist()):
         for tag in items[row].tags:
             if tag.startswith(policy.variants):
-                product[at] = known.setdefault(tag, len(known))
+                product[at] = known.setdefault(tag, len(rows) + len(known))
                 break
     return product if known else None

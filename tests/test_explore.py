@@ -91,7 +91,7 @@ def test_a_draw_of_several_is_as_probable_as_the_product_of_its_propensities() -
 def test_who_is_drawn_takes_its_variants_along_and_the_propensities_know_it() -> None:
     observed: dict[tuple[int, ...], int] = {}
     expected: dict[tuple[int, ...], float] = {}
-    for positions, propensities in many(np.array([1.5, 0.5, 0.0, -0.5, 1.0]), 2, np.array([7, -1, 7, -1, 7])):
+    for positions, propensities in many(np.array([1.5, 0.5, 0.0, -0.5, 1.0]), 2, np.array([7, 1, 7, 3, 7])):
         observed[positions] = observed.get(positions, 0) + 1
         expected[positions] = float(np.prod(propensities))
     assert len(expected) == 14, "all pairs but those of 0, 2 and 4"

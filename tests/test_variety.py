@@ -95,6 +95,13 @@ def test_minimums_bring_in_what_the_shortlist_left_out() -> None:
     assert draft.relaxed == (Relaxed("at least 2 of brand Nobody", missing=2),)
 
 
+def test_a_minimum_brings_in_as_many_products_as_it_needs_not_variants_of_one() -> None:
+    tags = {30: ("green", "product:shirt"), 31: ("green", "product:shirt"), 32: ("green",)}
+    shop = shop_of([Item(item=f"i{n}", title="x", tags=tags.get(n, ())) for n in range(40)])
+    draft = made(shop, minimums=(Minimum(kind="tag", value="green", least=2),), shortlist=10, slate_size=3)
+    assert (ids(draft), draft.relaxed) == ("i0 i30 i32", ())
+
+
 def test_pins_stand_where_the_operator_put_them_and_say_so_if_they_cannot() -> None:
     shop = shelf("." * 30)
     draft = made(shop, pins=(Pin(1, "i25"), Pin(0, "i3")), shortlist=5, slate_size=4)
