@@ -27,6 +27,7 @@ _UNSPACED = (
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _RUNS = re.compile(f"[{_UNSPACED}]+|[^ {_UNSPACED}]+")
+_VARIANT = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # marks that choose how the sign before them is drawn
 _unspaced = re.compile(f"[{_UNSPACED}]").match
 
 
@@ -45,9 +46,12 @@ def split_words(text: str) -> list[str]:
     >>> split_words("红色马克杯 Ｍug")
     ['红色', '色马', '马克', '克杯', 'mug']
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    # Marks belong to words: Hindi's vowels are marks. Punctuation and symbols do not.
-    spaced = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in folded)
+    folded = _VARIANT.sub("", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
+    # Marks belong to words: Hindi's vowels are marks. Punctuation and symbols do not. What joins and hides (soft hyphens,
+    # Persian's joiners) parts no word: profiles leave it out of searches.
+    spaced = "".join(
+        sign if (kind := unicodedata.category(sign))[0] in "LMN" else "" if kind == "Cf" else " " for sign in folded
+    )
     words: list[str] = []
     for run in _RUNS.findall(spaced):
         if len(run) > 1 and _unspaced(run):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shop_helpers import remember, searched
 
 from recsys.lexical import WIDTH, Lexicon, count_terms, split_words
 
@@ -23,6 +24,8 @@ TITLES = ["Red mug", "Blue mug", "Garden chair, folding", "红色马克杯", "�
         ("ﾏｸﾞｶｯﾌﾟ", "マグ グカ カッ ップ"),
         ("ผ้า ไหม", "ผ้ ้า ไห หม"),
         ("*** — !!", ""),
+        ("\u2764\ufe0f mug", "mug"),  # the heart's colour is no word
+        ("葛\U000e0100城", "葛城"),
     ],
 )
 def test_words_are_what_a_reader_of_any_script_would_look_for(text: str, words: str) -> None:
@@ -62,6 +65,15 @@ def test_a_chinese_search_finds_chinese_titles_the_nearest_first() -> None:
     assert lexicon.search(lexicon.query("红色 马克杯"), 5)[0].tolist() == [3, 4]
     assert lexicon.search(lexicon.query("马克"), 5)[0].tolist() == [3, 4], "ties by row"
     assert lexicon.search(lexicon.query("杯"), 5)[0].tolist() == []
+
+
+@pytest.mark.parametrize("title", ["کتاب\u200cخانه", "ක්\u200dරීම්", "Kaffee\u00admaschine"])
+def test_a_search_by_a_titles_own_words_finds_it_whatever_joins_them(title: str) -> None:
+    """Persian and Sinhala write joiners within words; a profile keeps a search as one reads it, without them."""
+    ((_, text),) = remember(searched(title)).queries
+    assert text != title
+    lexicon = Lexicon([title, "red mug"])
+    assert lexicon.search(lexicon.query(text), 2)[0].tolist() == [0]
 
 
 def test_nothing_is_near_nothing() -> None:
