@@ -7,6 +7,7 @@ Popularity counts a user at most once a day per item, so one user's thousand cli
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import msgspec
@@ -92,7 +93,7 @@ class Tally:
         self._first_s = 0
 
     def add(self, event: Event, before: Profile) -> None:
-        """Count one event. before: the user's profile without it. 10 µs with 20 partners.
+        """Count one event. before: the user's profile without it. 15 µs with 20 partners.
 
         >>> from recsys.events import Purchase
         >>> from recsys.profiles import EMPTY, apply
@@ -114,8 +115,8 @@ class Tally:
         action = ACTION_OF[type(event)]
         own, weight = item_ref(event.item), WEIGHT[action]
         recent = _recent(before, ts_s)
-        # A user's interest counts once a day, by the surest action.
-        more = max(weight - recent.get(own, 0.0), 0.0)
+        # A user's interest counts once a day, by the surest action: of all that day, a basket may have a hundred lines.
+        more = max(weight - _interest(before, own.to_bytes(6), ts_s), 0.0)
         priced = None if event.price is None else (ts_s, event.price)
         gain = Increment(ts_s, long=more, short=more, first_s=ts_s, priced=priced)
         if action == PURCHASE and more > 0:
@@ -168,6 +169,23 @@ def _last_bought_s(purchases: bytes, key: bytes) -> int | None:
     while at >= 0 and at % 10 != 4:  # only looks so, across the border of two records
         at = purchases.rfind(key, 0, at + 5)
     return int.from_bytes(purchases[at - 4 : at]) if at >= 0 else None
+
+
+def _interest(profile: Profile, key: bytes, ts_s: int) -> float:
+    """The weight of the surest action with an item within the window, of all that the profile keeps."""
+    since, until = (ts_s - PAIR_WINDOW_S).to_bytes(4), (ts_s + PAIR_WINDOW_S).to_bytes(4)
+    surest = 0.0
+    for log, width in ((profile.purchases, 10), (profile.touches, 11)):
+        at = log.find(key, _first_since(log, width, since))
+        while at >= 0:
+            if at % width == 4 and log[at - 4 : at] <= until:  # else it only looks so
+                surest = max(surest, WEIGHT[log[at + 6] if width == 11 else PURCHASE])
+            at = log.find(key, at + 1)
+    return surest
+
+
+def _first_since(log: bytes, width: int, since: bytes) -> int:
+    return bisect_left(range(0, len(log), width), since, key=lambda at: log[at : at + 4]) * width
 
 
 def _recent(profile: Profile, ts_s: int) -> dict[int, float]:

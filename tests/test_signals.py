@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from shop_helpers import DAY_S, T, bought, clicked, crowd, live, made, names, plain, remember, searched, shown
 
 from recsys.catalogue import Item, item_ref
-from recsys.events import Cart, Event, View
+from recsys.events import Cart, Event, Purchase, View
 from recsys.profiles import EMPTY, KEEP_PURCHASES
 from recsys.signal_table import SignalTable, neighbour_scores
 from recsys.signals import (
@@ -86,6 +86,14 @@ def test_a_wholesalers_basket_pairs_each_line_with_the_newest_few() -> None:
 def test_a_users_thousand_clicks_of_a_day_are_one_interest() -> None:
     found = tally(*(clicked("a", days_ago=n / 100) for n in range(90, 0, -1)))
     assert (found["a"].buyers, found["a"].long) == (0, pytest.approx(0.3, rel=0.02))  # of the first, a day ago
+
+
+def test_interest_counts_once_a_day_however_many_items_lie_between() -> None:
+    found = tally(*(clicked(f"i{n % 25}", days_ago=(100 - n) * MINUTE) for n in range(100)))
+    assert [found[f"i{n}"].long for n in range(25)] == pytest.approx([0.3] * 25, rel=0.01)
+    lines = [made(Purchase, f"i{n % 30}", id=str(n)) for n in range(60)]  # each item on two lines of one receipt
+    found = tally(*lines)
+    assert {(found[f"i{n}"].buyers, found[f"i{n}"].repeats, found[f"i{n}"].long) for n in range(30)} == {(1, 0, 1.0)}
 
 
 def test_a_click_and_the_purchase_after_it_are_one_purchase() -> None:
