@@ -130,6 +130,14 @@ def test_the_most_relevant_comes_first(method: str, seed: int, strength: float) 
     assert diversify(relevance, vectors, 3, how(method, strength)).positions[0] == np.argmax(relevance)
 
 
+@pytest.mark.parametrize("to", ["unit", "zscore"])
+@pytest.mark.parametrize("step", [1e-200, 1e-310, 5e-324])
+def test_scores_that_hardly_differ_make_a_whole_list_of_finite_gains(to: str, step: float) -> None:
+    choice = diversify(np.arange(3) * step, np.eye(3, dtype=np.float32), 3, how("dpp", 0.3, scale=to))
+    assert sorted(choice.positions.tolist()) == [0, 1, 2]
+    assert np.isfinite(choice.parts).all()
+
+
 @EVERY
 @given(seed=SEEDS, scale=st.sampled_from([1e-3, 2.0, 1e6]), offset=st.sampled_from([-50.0, 0.0, 7.0]))
 @pytest.mark.parametrize("to", ["unit", "zscore"])

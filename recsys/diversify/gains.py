@@ -17,6 +17,7 @@ NO_COVERAGE, ROOT, LOG, XQUAD, CALIBRATION = 0, 1, 2, 3, 4
 
 BLOCK = 16  # bounds that share a maximum; 8 and 32 are as fast within noise, 64 is slower
 HUGE = 1e150  # beyond, squares and differences would be infinite
+ALIKE = 1e-300  # a spread or its square below is none: its inverse would be infinite
 LEAST = 1e-6  # a residual below is what float32 leaves of nothing
 MIXED_IN = 0.01  # of the user's own tastes, so that the divergence of a topic not yet in the list is finite (Steck)
 
@@ -54,11 +55,11 @@ def scale_of(worth: NDArray[np.float64], scale: int) -> tuple[float, float, int]
         low, high = min(low, worth[i]), max(high, worth[i])
         mean += worth[i] / n
     if scale == UNIT and n > 0:
-        return (low, 1.0 / (high - low), -1) if high > low else (low - 1.0, 1.0, -1)
+        return (low, 1.0 / (high - low), -1) if high - low > ALIKE else (low - 1.0, 1.0, -1)
     if scale == ZSCORE and n > 0:
         for i in range(n):
             spread += (worth[i] - mean) ** 2 / n
-        return (mean, 1.0 / np.sqrt(spread), -1) if high > low else (mean, 1.0, -1)
+        return (mean, 1.0 / np.sqrt(spread), -1) if spread > ALIKE else (mean, 1.0, -1)
     return 0.0, 1.0, -1
 
 
