@@ -108,6 +108,9 @@ class ReleaseModels:
         self._whitening = Whitening(whitening["mean"], whitening["matrix"])
         self.dim = self._whitening.matrix.shape[1]
         self.provider = self._ladder.provider
+        shapes = whitening["mean"].shape, whitening["matrix"].shape[:1], self._vectors.shape
+        if shapes != ((self._tower.dim,), (self._tower.dim,), (len(hashes), self.dim)):
+            raise ModelRejected("its tower, whitening and vectors are of different trainings; train again")
 
     def score(self, asks: Sequence[Ask], vectors: NDArray[np.float32]) -> Scored:
         """By the best scorer that answers."""
@@ -143,8 +146,8 @@ def open_models(folder: Path, gpu: Gpu = "auto") -> Models:
     except ModelRejected as error:
         raise ModelRejected(f"{folder} cannot serve: {error}") from error
     except (OSError, KeyError, SafetensorError) as error:  # whole, but of an older kind, or closed to this account
-        what = f"{folder} cannot serve: {type(error).__name__}: {error}"
-        raise ModelRejected(f"{what}; train again, or promote another release") from error
+        said = f"{type(error).__name__}: {error}; train again, or promote another release"
+        raise ModelRejected(f"{folder} cannot serve: {said}") from error
     # A first inference may take seconds: no event waits for it, and no watchdog takes it for a record that hangs.
     models.embed(["warm up"])
     return models
@@ -256,9 +259,7 @@ def _prepare(folder: Path, live: Catalogue, policy: Policy, gpu: Gpu) -> Success
 
 
 def warm_up(now: Serving, policy: Policy) -> Draft:
-    """A list for nobody, so that the first real one does not wait: the index takes in all vectors, .3 ms each, and the
-    diversifier's machine code is read or compiled.
-    """
+    """A list for nobody, so that no real one waits for the index to take in all vectors, .3 ms each, or for a compiler."""
     diversify.warm_up()
     search = Request("", EMPTY, 0.0, "", now.shop.catalogue.vectors[0] if now.models.dim else None)
     return recommend([search], now.shop, now.sources, now.models.score, policy)[0]

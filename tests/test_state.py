@@ -139,7 +139,6 @@ def test_a_killed_process_leaves_whole_writes(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
-from threading import Thread
 from streams.store import Store
 kept = Store(Path({str(tmp_path)!r}), "topic-id", 0)
 for n in range(1, 1000):

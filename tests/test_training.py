@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from past_helpers import DAY_S, T, draw_past, past
+from safetensors.numpy import load_file, save_file
 from shop_helpers import unit_rows
 
 from models.evaluate import evaluate
@@ -594,6 +595,19 @@ def test_a_release_for_other_features_is_refused(
     release = publish(tmp_path, redraft(), manifest)
     with pytest.raises(ModelRejected, match=r"trained on other features \(other, own_count\); train again"):
         open_models(release.folder)
+
+
+@pytest.mark.parametrize(("name", "array"), [("whitening", "matrix"), ("whitening", "mean"), ("vectors", "vectors")])
+def test_a_release_whose_parts_do_not_belong_together_is_refused(
+    trained: tuple[Path, Release], redraft: Callable[[], Path], tmp_path: Path, name: str, array: str
+) -> None:
+    draft = redraft()
+    file = draft / f"{name}.safetensors"
+    arrays = load_file(file)
+    file.unlink()  # a link to the trained one
+    save_file({**arrays, array: arrays[array][:-1]}, file)
+    with pytest.raises(ModelRejected, match="are of different trainings; train again"):
+        open_models(publish(tmp_path, draft, trained[1].manifest).folder)
 
 
 def test_a_scorer_that_breaks_is_named_in_the_answer_said_once_and_the_next_makes_the_list(

@@ -125,9 +125,7 @@ def allow(
     for i in range(n):
         allowed[i] = open_[i] and (not limits.only[i] or (here >= 0 and limits.reserved[here, i]))
     trial = np.empty(n, np.bool_)
-    for at in range(
-        rules - 1, -1, -1
-    ):  # the most important first: one that leaves nobody gives way, and takes no other
+    for at in range(rules - 1, -1, -1):  # most important first: a rule that leaves nobody gives way, and takes no other
         rule = limits.order[at]
         kind = rule - limits.most.shape[0] - limits.least.shape[0]
         trial[:] = allowed
