@@ -1,7 +1,7 @@
 """Where candidates come from: the sources, each a few lines behind one Protocol, and how they are gathered.
 
-A source answers with rows and scores, best first, ties by row; it may offer anything the catalogue has (filters come
-later) and nothing when it has nothing to say. Scores of different sources are not comparable: fusion uses ranks, the
+A source answers with rows and scores, best first, ties by row, and nothing when it has nothing to say. What is not to be
+had takes no place of what is (an approximate index may still offer it: filters come later). Scores of different sources are not comparable: fusion uses ranks, the
 scorer uses them as features.
 """
 
@@ -65,13 +65,14 @@ def best(rows: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> Fo
     return Found(rows[order], scores[order])
 
 
-def best_of_all(scores: NDArray[Any], limit: int) -> Found:
-    """The same of scores of the whole catalogue, (N,). O(N).
+def best_of_all(scores: NDArray[Any], limit: int, available: NDArray[np.bool_]) -> Found:
+    """The same of scores of the whole catalogue, (N,), among what can be had: (N or more,). O(N).
 
-    >>> best_of_all(np.array([0, .5, .9, .5]), 2).rows.tolist()
+    >>> best_of_all(np.array([0, .5, .9, .5]), 2, np.ones(4, np.bool_)).rows.tolist()
     [2, 1]
     """
     rows = np.flatnonzero(scores > 0)
+    rows = rows[available[rows]]  # else what is sold out takes the places of what answers as well
     if len(rows) > limit:
         least = np.partition(scores[rows], len(rows) - limit)[len(rows) - limit]
         rows = rows[scores[rows] >= least]  # whoever ties with the last one is ordered by row
@@ -85,7 +86,8 @@ class CoVisitation:
 
     def find(self, context: Context, limit: int) -> Found:
         """Neighbours of the 20 recent items, the newest counting most."""
-        return best(*neighbour_scores(context.shop.signals, context.recent, context.emphasis), limit)
+        rows, scores = neighbour_scores(context.shop.signals, context.recent, context.emphasis)
+        return best(rows, scores * context.shop.catalogue.available[rows], limit)
 
 
 class BuyAgain:
@@ -116,7 +118,7 @@ class Learned:
             if context.request.profile.owned:  # few have it, and to ask it of thousands of items takes .1 ms
                 rows = np.flatnonzero(scores > 0)
                 scores[rows[bought_long_ago(context, rows)]] = 0
-        return best_of_all(scores, limit)
+        return best_of_all(scores, limit, context.shop.catalogue.available)
 
 
 class Trending:
@@ -166,8 +168,9 @@ class SearchWords:
 
     def find(self, context: Context, limit: int) -> Found:
         """By cosine of title and search; nothing when this moment has no search."""
-        words, query = context.shop.catalogue.words, context.request.query
-        return Found(*words.search(words.query(query), limit)) if query else _NOTHING
+        catalogue, query = context.shop.catalogue, context.request.query
+        words = catalogue.words
+        return Found(*words.search(words.query(query), limit, catalogue.available)) if query else _NOTHING
 
 
 class NewItems:
@@ -184,7 +187,7 @@ class NewItems:
         n = len(catalogue)
         with np.errstate(invalid="ignore"):
             age_s = np.maximum(context.request.now_s - catalogue.first_s[:n], 0)
-            rows = np.flatnonzero(age_s < self._new_s)  # NaN (unknown) is not new
+            rows = np.flatnonzero((age_s < self._new_s) & catalogue.available[:n])  # NaN (unknown) is not new
         return best(rows, (1 - age_s[rows] / self._new_s) * np.where(_familiar(context, rows), 2.0, 1.0), limit)
 
 
@@ -224,7 +227,7 @@ class BruteForce:
     def nearest(self, context: Context, vector: NDArray[np.float32], limit: int) -> Found:
         """Exact cosines of unit vectors; rows without a vector score 0 and stay out."""
         catalogue = context.shop.catalogue
-        return best_of_all(catalogue.vectors[: len(catalogue)] @ vector, limit)
+        return best_of_all(catalogue.vectors[: len(catalogue)] @ vector, limit, catalogue.available)
 
 
 def taste_vector(context: Context) -> NDArray[np.float32] | None:

@@ -136,13 +136,17 @@ class Lexicon:
         self._asked[asked.terms] = 0
         return np.asarray(found, np.float32)
 
-    def search(self, asked: Terms, limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def search(
+        self, asked: Terms, limit: int, among: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The `limit` rows of highest cosine above zero, best first, ties by row; and the cosines.
 
-        Only rows that share a word are looked at: O(those).
+        among: (N,) which rows may answer. Only rows that share a word are looked at: O(those).
         """
         having = [np.array(self._rows[term]) for term in asked.terms.tolist() if term in self._rows]
         rows = np.unique(np.concatenate(having)).astype(np.int64) if having else np.empty(0, np.int64)
+        if among is not None:
+            rows = rows[among[rows]]
         cosines = self.cosines(asked, rows).astype(np.float64)
         order = np.lexsort((rows, -cosines))[:limit]
         return rows[order], cosines[order]

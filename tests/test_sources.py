@@ -82,6 +82,21 @@ def test_an_answer_is_distinct_rows_best_first_ties_by_row_with_scores_above_zer
         assert order.tolist() == list(range(len(order)))
 
 
+@pytest.mark.parametrize(
+    "name", sorted(SOURCES.keys() - {"buy_again", "trending", "browse"})
+)  # the last two have their own
+@given(st.integers(0, 30))
+@settings(deadline=None, max_examples=4)
+def test_what_is_not_to_be_had_takes_no_place_of_what_is(name: str, seed: int) -> None:
+    """A shop that keeps its sold-out items found its searches answered by nothing else."""
+    source, context = SOURCES[name], a_moment(seed)
+    everything = source.find(context, 500).rows
+    context.shop.catalogue.available[everything[: len(everything) // 2]] = False
+    found = source.find(context, 5).rows
+    assert context.shop.catalogue.available[found].all()
+    assert len(found) == min(5, (len(everything) + 1) // 2)
+
+
 @RANKED
 @given(st.integers(0, 30))
 @settings(deadline=None, max_examples=8)
