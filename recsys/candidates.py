@@ -97,7 +97,8 @@ class BuyAgain:
 
     def find(self, context: Context, limit: int) -> Found:
         """Own decayed counts."""
-        return best(*own_counts(context), limit)
+        rows, counts = own_counts(context)
+        return best(rows, counts * context.shop.catalogue.available[rows], limit)
 
 
 class Learned:

@@ -82,8 +82,7 @@ def test_an_answer_is_distinct_rows_best_first_ties_by_row_with_scores_above_zer
         assert order.tolist() == list(range(len(order)))
 
 
-# Trending and browse have their own; buying again is what the user had.
-@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"buy_again", "trending", "browse"}))
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"trending", "browse"}))  # those have their own
 @given(st.integers(0, 30))
 @settings(deadline=None, max_examples=4)
 def test_what_is_not_to_be_had_takes_no_place_of_what_is(name: str, seed: int) -> None:
