@@ -18,6 +18,7 @@ from streams.records import Record, item_of
 from streams.settings import Settings
 from streams.signals import decode_signal
 from streams.tables import TableReader
+from streams.telemetry import BAD_ITEMS
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Shelf:
             row = self.catalogue.upsert(item)
         except BadEvent as error:  # the topic keeps the bytes; the item is missing here, which is said and counted
             self.bad_items[error.reason_class] += 1
+            BAD_ITEMS.inc()
             log.warning("ranker: item at %s:%d ignored: %s", record.partition, record.offset, error)
             return
         self.signals.grow()

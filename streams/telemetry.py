@@ -25,6 +25,7 @@ LIVE_S = 30.0
 RECORDS = Counter("slatecast_records", "Input records processed, those put aside included", ["role"])
 DUPLICATES = Counter("slatecast_duplicates", "Events that were known already")
 REJECTS = Counter("slatecast_rejects", "Records put aside, by class", ["role", "reason_class"])
+BAD_ITEMS = Counter("slatecast_bad_items", "Records of the topic items that are no items, read since the start")
 SLATES = Counter(
     "slatecast_slates", "Lists published, by scorer, and whether it was a lesser one", ["scorer", "degraded"]
 )

@@ -34,6 +34,7 @@ SHOWN_BY = {
     "RECORDS": WORKERS,
     "DUPLICATES": ("ranker",),
     "REJECTS": ("ranker",),
+    "BAD_ITEMS": ("ranker",),
     "SLATES": ("ranker",),
     "EVENT_TO_SLATE_SECONDS": ("ranker",),
     "TRANSACTIONS": WORKERS,
@@ -116,6 +117,7 @@ def pages(services: Settings, tmp_path_factory: pytest.TempPathFactory, wait_for
     )
     topics.apply(clients.check_broker(own), own)
     send_items(own, [Item(item=f"hidden-item-{n}", title=f"Thing {n}", category="a > b", price=1.0) for n in range(20)])
+    send(own, "items", [(b"hidden-item-20", b"no item")] * BAD)
     supervisor = Supervisor(own, ROLES, home / "roles.log")
     at = {role: port + n for n, role in enumerate(ROLES)}
 
@@ -171,6 +173,7 @@ def test_what_is_counted_has_happened(pages: Pages) -> None:
     assert value(ranker, telemetry.RECORDS, role="ranker") == GOOD + BAD + 1
     assert value(ranker, telemetry.DUPLICATES) == 1
     assert value(ranker, telemetry.REJECTS, reason_class="decode") == value(ranker, telemetry.REJECTS) == BAD
+    assert value(ranker, telemetry.BAD_ITEMS) == BAD
     slates = value(ranker, telemetry.SLATES)
     assert len(USERS) <= slates <= GOOD
     assert value(ranker, telemetry.SLATES, degraded="true", scorer="rank_fusion") == slates, "nothing was trained"
