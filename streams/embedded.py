@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import redis
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -149,14 +150,26 @@ class Embedded:
         self.stop()
 
     def _first_broker(self) -> None:
-        self._broker_port, self._controller_port = _free_ports(2)
-        self.bootstrap = f"127.0.0.1:{self._broker_port}"
-        self.start_broker()
+        with self._ports("kafka", 2) as (self._broker_port, self._controller_port):
+            self.bootstrap = f"127.0.0.1:{self._broker_port}"
+            self.start_broker()
 
     def _first_valkey(self) -> None:
-        (self._valkey_port,) = _free_ports(1)
-        self.redis_url = f"redis://127.0.0.1:{self._valkey_port}/0"
-        self.start_valkey()
+        with self._ports("valkey", 1) as (self._valkey_port,):
+            self.redis_url = f"redis://127.0.0.1:{self._valkey_port}/0"
+            self.start_valkey()
+
+    @contextlib.contextmanager
+    def _ports(self, name: str, count: int) -> Iterator[list[int]]:
+        """Those of the last start in this folder, where a `run` that outlived it still looks; if they are taken, others."""
+        kept = self.folder / f"{name}.ports"
+        try:
+            ports = msgspec.json.decode(kept.read_bytes(), type=list[int])
+            kept.unlink()  # not tried twice
+        except (OSError, msgspec.DecodeError):
+            ports = _free_ports(count)
+        yield ports
+        kept.write_bytes(msgspec.json.encode(ports))
 
     def _guard(self, what: str, value: object = "") -> None:
         assert self._guardian.stdin is not None  # noqa: S101 - it was opened as a pipe

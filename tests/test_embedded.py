@@ -131,6 +131,21 @@ def test_a_port_that_was_taken_meanwhile_is_given_up(home: Path, monkeypatch: py
             assert clients.check_redis(Settings(redis=running.redis_url)).close() is None
 
 
+def test_a_folder_has_the_ports_of_its_last_start_as_long_as_they_are_free(home: Path, tmp_path: Path) -> None:
+    """Else a `slatecast run` that outlives `slatecast up` would look for its broker where none comes again."""
+    with Embedded(home, tmp_path) as first:
+        found = first.bootstrap, first.redis_url
+    with Embedded(home, tmp_path) as second:
+        assert (second.bootstrap, second.redis_url) == found
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", int(first.bootstrap.partition(":")[2])))
+        holder.listen()
+        with Embedded(home, tmp_path) as third:
+            assert third.bootstrap != first.bootstrap
+            assert third.redis_url == first.redis_url
+
+
 def test_stop_ends_the_services_and_removes_their_folder(home: Path) -> None:
     running = Embedded(home, kafka=False)
     (pid,) = running.pids.values()
