@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 ROLES = ("signals", "ranker", "materialiser")  # signals first: a ranker reads what they have written
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 DOUBLINGS = 6  # of the pause, past the longest; 1,024 of them are no float
+# A compiler needs 15 s of a core, an index .3 ms of one a text, both more of a share of one: who is ended for it and
+# starts again, starts again with it.
+WARM_UP_S = 600.0
 HOPELESS = 3  # failures after which waiting for a role is in vain; `run` goes on trying, the demo says so
 SETTLED_S = 60.0  # who lived this long and fails is no longer in the same trouble
 STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
@@ -50,11 +53,15 @@ def run_role(settings: Settings, role: str, instance: str, stop: threading.Event
         elif role == "ranker":
             home = Path(settings.home)
             seen = pointer(home)  # before the release: what is promoted meanwhile is not missed
+            health.begin("its release", WARM_UP_S)
             models = open_best(home, settings.gpu)
             task = RankerTask(settings, models)
-            health.waiting_for = "catalogue and signals"
+            health.begin("catalogue and signals", 0)
             task.shelf.catch_up(health.beat)
+            log.info("ranker: warming up")
+            health.begin("its first list", WARM_UP_S)
             task.warm_up()
+            health.beat()
             told = (task.shelf.catalogue, settings.policy, task.successors.put, stop, settings.gpu)
             following = threading.Thread(
                 target=follow_champion, args=(home, seen, models.release, *told), name="releases", daemon=True

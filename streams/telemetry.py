@@ -72,9 +72,13 @@ class Health:
         self._beat_s = self._clock_s()
         LOOP_TIMESTAMP.labels(self._role).set_to_current_time()
 
+    def begin(self, what: str, most_s: float) -> None:
+        """Something long in which the loop cannot come round, and for which it has so much time."""
+        self.waiting_for, self._beat_s = what, self._clock_s() + most_s
+
     def live(self) -> tuple[bool, dict[str, Any]]:
         """Whether the loop makes progress."""
-        age_s = self._clock_s() - self._beat_s
+        age_s = max(0.0, self._clock_s() - self._beat_s)
         return age_s < LIVE_S, {"role": self._role, "progress_age_s": round(age_s, 3)}
 
     def ready(self) -> tuple[bool, dict[str, Any]]:

@@ -22,6 +22,7 @@ from recsys.catalogue import Item
 from recsys.errors import Unavailable
 from recsys.events import Click
 from streams import clients, telemetry, topics
+from streams.ranker import RankerTask
 from streams.roles import ROLES, Supervisor, await_broker, run_role
 from streams.settings import Settings
 from streams.telemetry import LIVE_S, Health, serve
@@ -280,6 +281,31 @@ def test_a_loop_that_has_stood_still_too_long_is_not_alive(served: int, health: 
     assert ask(served, "/livez") == (503, f'{{"role":"ranker","progress_age_s":{LIVE_S}}}\n')
     health.beat()
     assert ask(served, "/livez")[0] == 200
+
+
+def test_what_is_long_by_nature_has_its_time_and_no_more(served: int, health: Health, clock: Clock) -> None:
+    health.begin("its first list", 600)
+    clock.now_s += 600 + LIVE_S - 0.001
+    assert ask(served, "/livez")[0] == 200
+    assert ask(served, "/readyz") == (503, '{"role":"ranker","waiting_for":"its first list"}\n')
+    clock.now_s += 0.001
+    assert ask(served, "/livez")[0] == 503
+
+
+def test_a_ranker_that_warms_up_for_minutes_is_alive_and_not_ready(
+    settings: Settings, health: Health, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, stop = [], Event()
+
+    def warm_up(task: RankerTask) -> None:
+        clock.now_s += 300
+        said.append((health.live()[0], health.waiting_for))
+        stop.set()
+
+    monkeypatch.setattr("streams.roles.Health", lambda role: health)
+    monkeypatch.setattr(RankerTask, "warm_up", warm_up)
+    run_role(settings, "ranker", "0", stop)
+    assert said == [(True, "its first list")]
 
 
 def test_it_is_ready_when_it_waits_for_nothing_and_says_what_for(served: int, health: Health, clock: Clock) -> None:
