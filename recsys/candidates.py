@@ -1,8 +1,8 @@
 """Where candidates come from: the sources, each a few lines behind one Protocol, and how they are gathered.
 
 A source answers with rows and scores, best first, ties by row, and nothing when it has nothing to say. What is not to be
-had takes no place of what is (an approximate index may still offer it: filters come later). Scores of different sources
-are not comparable: fusion uses ranks, the scorer uses them as features.
+had takes no place of what is. Scores of different sources are not comparable: fusion uses ranks, the scorer uses them as
+features.
 """
 
 from collections.abc import Sequence

@@ -54,6 +54,15 @@ def test_a_catalogue_that_grows_large_while_serving_is_taken_in_little_by_little
     assert index.nearest(context, catalogue.vectors[1999], 5).rows[0] == 1999
 
 
+def test_what_is_sold_out_takes_no_place_in_a_large_catalogue_either(context: Context) -> None:
+    index, catalogue = Approximate(32, exact_until=100), context.shop.catalogue
+    vector = catalogue.vectors[7]
+    nearest = BruteForce().nearest(context, vector, 40).rows
+    catalogue.available[nearest[:30]] = False  # of the 40 that are looked at for 10
+    found = index.nearest(context, vector, 10)
+    assert found.rows.tolist() == nearest[30:].tolist()
+
+
 def test_the_index_follows_new_changed_and_withdrawn_texts(context: Context) -> None:
     index, catalogue = Approximate(32, exact_until=100), context.shop.catalogue
     vector = catalogue.vectors[7].copy()
