@@ -95,7 +95,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Share, knob("share", "how much of the likeness counts (dpp, ssd); at 1 very long lists run out of variety")
     ] = 0.9
     remember: Annotated[
-        int, knob("items", "of the items shown last, so many repel as if they stood above", ge=0, le=100)
+        int, knob("items", "of the items shown last (48 are kept), so many repel as if above", ge=0, le=100)
     ] = 0
     remember_h: Annotated[
         float, Meta(gt=0), knob("hours", "a shown item's repulsion falls to a third in this time")
@@ -145,7 +145,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     intent: Annotated[float, knob("logits", "weight of the visit in progress: clicks and search", ge=0, le=100)] = 2.0
     cooldown_h: Annotated[float, knob("hours", "a bought item is not offered again for so long", ge=0)] = 4.0
     fatigue_shown: Annotated[
-        Count, knob("times", "shown so often in a week, not touched, never bought: no candidate; 0 = no limit")
+        Count, knob("times", "so often among 48 shown in a week, not touched nor ever bought: no candidate; 0: off")
     ] = 3
     new_days: Annotated[float, knob("days", "an item is new for so long", ge=0)] = 14.0
     late_h: Annotated[
