@@ -54,29 +54,29 @@ class Candidates(msgspec.Struct, frozen=True):
         return Candidates(self.rows[mask], self.ranks[:, mask], self.scores[:, mask], self.names)
 
 
-def best(rows: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> Found:
-    """The `limit` best of unordered scores above zero, ties by row.
+def best(rows: NDArray[np.int64], scores: NDArray[np.float64], limit: int, available: NDArray[np.bool_]) -> Found:
+    """The `limit` best of unordered scores above zero, ties by row, among what can be had: (N or more,) by row.
 
-    >>> best(np.array([3, 1, 2]), np.array([.5, .5, .9]), 2).rows.tolist()
+    >>> best(np.array([3, 1, 2]), np.array([.5, .5, .9]), 2, np.ones(4, np.bool_)).rows.tolist()
     [2, 1]
     """
+    scores = scores * available[rows]  # else what is sold out takes the places of what answers as well
     order = np.lexsort((rows, -scores))[:limit]
     order = order[scores[order] > 0]
     return Found(rows[order], scores[order])
 
 
 def best_of_all(scores: NDArray[Any], limit: int, available: NDArray[np.bool_]) -> Found:
-    """The same of scores of the whole catalogue, (N,), among what can be had: (N or more,). O(N).
+    """The same of scores of the whole catalogue, (N,). O(N).
 
     >>> best_of_all(np.array([0, .5, .9, .5]), 2, np.ones(4, np.bool_)).rows.tolist()
     [2, 1]
     """
-    rows = np.flatnonzero(scores > 0)
-    rows = rows[available[rows]]  # else what is sold out takes the places of what answers as well
+    rows = np.flatnonzero((scores > 0) & available[: len(scores)])
     if len(rows) > limit:
         least = np.partition(scores[rows], len(rows) - limit)[len(rows) - limit]
         rows = rows[scores[rows] >= least]  # whoever ties with the last one is ordered by row
-    return best(rows, scores[rows].astype(np.float64), limit)
+    return best(rows, scores[rows].astype(np.float64), limit, available)
 
 
 class CoVisitation:
@@ -86,8 +86,8 @@ class CoVisitation:
 
     def find(self, context: Context, limit: int) -> Found:
         """Neighbours of the 20 recent items, the newest counting most."""
-        rows, scores = neighbour_scores(context.shop.signals, context.recent, context.emphasis)
-        return best(rows, scores * context.shop.catalogue.available[rows], limit)
+        found = neighbour_scores(context.shop.signals, context.recent, context.emphasis)
+        return best(*found, limit, context.shop.catalogue.available)
 
 
 class BuyAgain:
@@ -97,8 +97,7 @@ class BuyAgain:
 
     def find(self, context: Context, limit: int) -> Found:
         """Own decayed counts."""
-        rows, counts = own_counts(context)
-        return best(rows, counts * context.shop.catalogue.available[rows], limit)
+        return best(*own_counts(context), limit, context.shop.catalogue.available)
 
 
 class Learned:
@@ -131,7 +130,7 @@ class Trending:
         """The crowd's interest, the same for everybody."""
         signals, now_s = context.shop.signals, context.request.now_s
         rows = signals.trending(now_s, limit)
-        return best(rows, signals.decayed("short", rows, now_s), limit)
+        return best(rows, signals.decayed("short", rows, now_s), limit, context.shop.catalogue.available)
 
 
 class SimilarText:
@@ -188,8 +187,9 @@ class NewItems:
         n = len(catalogue)
         with np.errstate(invalid="ignore"):
             age_s = np.maximum(context.request.now_s - catalogue.first_s[:n], 0)
-            rows = np.flatnonzero((age_s < self._new_s) & catalogue.available[:n])  # NaN (unknown) is not new
-        return best(rows, (1 - age_s[rows] / self._new_s) * np.where(_familiar(context, rows), 2.0, 1.0), limit)
+            rows = np.flatnonzero(age_s < self._new_s)  # NaN (unknown) is not new
+        scores = (1 - age_s[rows] / self._new_s) * np.where(_familiar(context, rows), 2.0, 1.0)
+        return best(rows, scores, limit, catalogue.available)
 
 
 class Browse:
