@@ -161,10 +161,9 @@ def parse_origins(text: str) -> list[int]:
     [1313712000, 1314921600]
     """
     try:
-        days = [datetime.strptime(part.strip(), "%Y-%m-%d").replace(tzinfo=UTC) for part in text.split(",")]
+        return sorted({_midnight_s(part) for part in text.split(",")})
     except ValueError:
         raise Misuse(f"--origins {text}: write dates as 2011-08-19,2011-09-02") from None
-    return sorted({int(day.timestamp()) for day in days})
 
 
 def parse_day(text: str, option: str) -> int:
@@ -174,9 +173,13 @@ def parse_day(text: str, option: str) -> int:
     1313712000
     """
     try:
-        return int(datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+        return _midnight_s(text)
     except ValueError:
         raise Misuse(f"{option} {text}: write one date, as in 2011-08-19") from None
+
+
+def _midnight_s(day: str) -> int:
+    return int(datetime.strptime(day.strip(), "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
 
 
 def top_k(scores: NDArray[np.float32], origin: Origin, task: Task, k: int) -> NDArray[np.int64]:
