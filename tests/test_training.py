@@ -433,20 +433,26 @@ def test_a_budget_of_time_leaves_out_older_weeks_and_keeps_the_newest(monkeypatc
     assert cuts[1][-1] == cuts[0][-1]
 
 
+def interrupting(fits: int) -> tuple[list[int], Callable[[str, int, int], None]]:
+    """One entry per fit that has begun, and a listener that presses Ctrl-C in the fifth step of that one."""
+    begun: list[int] = []
+
+    def step(what: str, done: int, of: int) -> None:
+        if what == "fitting the scorer":
+            begun.extend([1] * (done == 1))
+            if len(begun) == fits and done == 5:
+                raise KeyboardInterrupt
+
+    return begun, step
+
+
 @pytest.mark.parametrize(("fits_begun", "least"), [(1, 0.3), (2, 0.3), (4, 0.9)])
 def test_ctrl_c_leaves_a_release_of_what_was_learned_so_far(
     trained: tuple[Path, Release], tmp_path: Path, fits_begun: int, least: float
 ) -> None:
     """In the linear fit, in the network's, and in that of what would serve: then what was judged serves."""
     shutil.copytree(trained[0] / "towers", tmp_path / "towers")
-    begun: list[int] = []
-
-    def step(what: str, done: int, of: int) -> None:
-        if what == "fitting the scorer":
-            begun.extend([1] * (done == 1))
-            if len(begun) == fits_begun and done == 5:
-                raise KeyboardInterrupt
-
+    begun, step = interrupting(fits_begun)
     found = train(rounds(), tmp_path, "rounds", 1_700_000_000_000, SMALL, None, step)
     assert found.ended == "stopped"
     assert len(begun) == fits_begun
@@ -458,14 +464,7 @@ def test_ctrl_c_while_patience_seeks_the_last_step_ends_training_too(
     trained: tuple[Path, Release], tmp_path: Path
 ) -> None:
     shutil.copytree(trained[0] / "towers", tmp_path / "towers")
-    begun: list[int] = []
-
-    def step(what: str, done: int, of: int) -> None:
-        if what == "fitting the scorer":
-            begun.extend([1] * (done == 1))
-            if len(begun) == 4 and done == 5:  # linear and network are judged; both again, to see how far to go
-                raise KeyboardInterrupt
-
+    begun, step = interrupting(4)  # linear and network are judged; both again, to see how far to go
     patient = msgspec.structs.replace(SMALL, patience=50)
     found = train(rounds(), tmp_path, "rounds", 1_700_000_000_000, patient, None, step)
     assert (found.ended, len(begun)) == ("stopped", 4)
