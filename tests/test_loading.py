@@ -176,6 +176,16 @@ def test_rejects_of_a_csv_can_be_mended_and_loaded(settings: Settings, tmp_path:
     assert len(read_topic(settings, "events")) == 2
 
 
+def test_bad_rows_of_files_of_one_name_are_all_kept(settings: Settings, tmp_path: Path, run: Run) -> None:
+    kept = []
+    for day, bad in enumerate(BAD[:2]):
+        (folder := tmp_path / str(day)).mkdir()
+        _, out, _ = run("load", "events", events_file(folder, [GOOD % 1, bad]), "--json", *where(settings))
+        kept.append(Path(msgspec.json.decode(out)["rejects"]))
+    assert [path.name for path in kept] == ["e.rejects.jsonl", "e.rejects.2.jsonl"]
+    assert [path.read_bytes() for path in kept] == [bad + b"\n" for bad in BAD[:2]]
+
+
 def test_a_file_of_bad_rows_only_fails(settings: Settings, tmp_path: Path, run: Run) -> None:
     code, _, err = run("load", "events", events_file(tmp_path, BAD), *where(settings))
     assert code == 1

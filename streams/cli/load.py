@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +61,7 @@ def load() -> None:
 @load.command()
 @file_options
 @click.option("--backfill", is_flag=True, help="History: profiles learn from it, no lists are made because of it.")
-@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv]")
+@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv, a free one]")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @json_option
 @connection_options
@@ -91,7 +92,7 @@ def events(
 
 @load.command()
 @file_options
-@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv]")
+@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv, a free one]")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @json_option
 @connection_options
@@ -177,8 +178,7 @@ def _load(
     from streams.loading import rejects_file
 
     rows, header = file.rows(kind), header_of(file.path)
-    stem = Path(file.path.name.removesuffix(".gz")).stem
-    aside = rejects or Path(settings.home) / f"{stem}.rejects{'.csv' if header else '.jsonl'}"
+    aside = rejects or _free_name(Path(settings.home), file.path, ".csv" if header else ".jsonl")
     if aside.resolve() == file.path.resolve():
         raise Misuse(f"--rejects {aside} is the file to load; name another")
     shown = 0
@@ -212,6 +212,15 @@ def _load(
         f"{done.loaded} {kind} loaded in {done.wall_s:.1f} s ({done.converted} converted), {done.folded} rows folded into "
         f"others, {done.rejected} rejected{_list_reasons(Counter(done.reasons))}{said}"
     )
+
+
+def _free_name(folder: Path, path: Path, ending: str) -> Path:
+    """NAME.rejects.jsonl, or NAME.rejects.2.jsonl and so on: files of two folders may have one name, and bytes put aside
+    earlier may wait to be mended.
+    """
+    name = f"{Path(path.name.removesuffix('.gz')).stem}.rejects"
+    numbered = (folder / f"{name}.{number}{ending}" for number in count(2))
+    return next(aside for aside in chain([folder / f"{name}{ending}"], numbered) if not aside.exists())
 
 
 def _outcome(row: Row) -> tuple[str, str]:
