@@ -170,6 +170,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "sponsored: a slot can be kept for one tag only": len(set(sponsored)) < len(sponsored),
             "price_bands must ascend": list(self.price_bands) != sorted(set(self.price_bands)),
             "pins must name each slot and each item once": len(set(slots)) < len(slots) or len(set(items)) < len(items),
+            "minimums: categories are known by their first three levels": any(
+                rule.kind == "category" and rule.value.count(" > ") > 2 for rule in self.minimums
+            ),
             "at most 62 caps, minimums and sponsored rules": len(self.caps) + len(self.minimums) + len(self.sponsored)
             > 62,
         }

@@ -461,6 +461,7 @@ def test_a_policys_digest_names_every_knob() -> None:
         b'{"pins":[{"slot":0,"item":"a"},{"slot":0,"item":"b"}]}',
         b'{"price_bands":[20,10]}',
         b'{"sponsored":[{"slots":[]}]}',
+        b'{"minimums":[{"kind":"category","value":"a > b > c > d"}]}',
     ],
 )
 def test_a_policy_that_is_none_is_refused(data: bytes) -> None:
