@@ -191,4 +191,4 @@ def _remember_query(queries: tuple[tuple[int, str], ...], ts_s: int, query: str)
     if _INVISIBLE.search(query):  # tabs and line breaks part words, the others do not
         query = " ".join(_INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", query).split())
     text = query.encode()[:QUERY_BYTES].decode(errors="ignore")
-    return tuple(sorted({*queries, (ts_s, text)}))[-KEEP_QUERIES:] if text else queries
+    return tuple(sorted({*queries, (ts_s, text)}))[-KEEP_QUERIES:] if text.strip() else queries

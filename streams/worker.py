@@ -112,7 +112,7 @@ class Worker:
                     self._health.beat()
                     after_batch()
             except KafkaException as error:
-                raise Stopped(f"{self.role}: {error.args[0].str()}; start it again") from error
+                raise Stopped(f"{self.role}: {clients.explain(error.args[0], 'start it again')}") from error
             finally:
                 self._health.waiting_for = "its end"
                 self._consumer.close()
@@ -234,7 +234,7 @@ class Worker:
         try:
             self._take_over(consumer, partitions)
         except KafkaException as error:  # through the client's callback it would become what no `except` catches
-            raise Stopped(f"{self.role}: no partitions, {error.args[0].str()}; start it again") from error
+            raise Stopped(f"{self.role}: no partitions, {clients.explain(error.args[0], 'start it again')}") from error
         self._health.waiting_for = ""  # without partitions it stands by
 
     def _take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -289,7 +289,7 @@ def test_a_query_is_kept_as_one_reads_it(typed: str, kept: str) -> None:
     assert [text for _, text in remember(searched(typed)).queries] == [kept]
 
 
-@pytest.mark.parametrize("typed", ["\0", "\u202e\u200b", "\t\n"])
+@pytest.mark.parametrize("typed", ["\0", "\u202e\u200b", "\t\n", "  "])
 def test_a_query_of_which_nothing_is_seen_is_no_query_but_an_event(typed: str) -> None:
     profile = remember(searched(typed))
     assert profile.queries == ()

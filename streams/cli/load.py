@@ -61,7 +61,7 @@ def load() -> None:
 @load.command()
 @file_options
 @click.option("--backfill", is_flag=True, help="History: profiles learn from it, no lists are made because of it.")
-@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv, a free one]")
+@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv]")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @json_option
 @connection_options
@@ -92,7 +92,7 @@ def events(
 
 @load.command()
 @file_options
-@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv, a free one]")
+@click.option("--rejects", type=click.Path(path_type=Path), help="Where bad rows go  [HOME/NAME.rejects.jsonl or .csv]")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @json_option
 @connection_options
