@@ -1,6 +1,7 @@
 """Release folders: everything a ranker loads, under one name, checked file by file.
 
     releases/champion.json           which one serves
+    releases/served.json             which one a ranker opened last, for when the champion cannot be opened
     releases/<id>/manifest.json      what it is; the id is a digest of it
                   text/ vectors.safetensors whitening.safetensors scorer.onnx, and what a later release adds
 
@@ -10,11 +11,12 @@ none is a link. Nothing in it is code or pickle. Called by training, the roles a
 """
 
 import hashlib
+import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,8 +25,11 @@ from recsys.errors import ModelRejected
 
 OPSET = 18  # of ONNX, in every graph we write: what torch's exporter makes without converting
 FORMAT = 1  # of the manifest; fields are only added within a format
-MANIFEST, CHAMPION = "manifest.json", "champion.json"
+MANIFEST, CHAMPION, SERVED = "manifest.json", "champion.json", "served.json"
+_NAME = re.compile(r"[0-9a-f]{16}")
 SUFFIXES = {".onnx", ".safetensors", ".json"}  # what a release may hold: nothing that runs when it is loaded
+
+log = logging.getLogger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -108,9 +113,57 @@ def champion(home: Path) -> Path | None:
         return None
     except msgspec.DecodeError:
         name = ""
-    if not re.fullmatch(r"[0-9a-f]{16}", name):
+    if not _NAME.fullmatch(name):
         raise ModelRejected(f"{pointer} names no release; `slatecast train` makes one")
     return releases_folder(home) / name
+
+
+def last_served(home: Path) -> Path | None:
+    """The folder of the release that a ranker opened last, or None where that is not known."""
+    try:
+        name = msgspec.json.decode((releases_folder(home) / SERVED).read_bytes(), type=str)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return releases_folder(home) / name if _NAME.fullmatch(name) else None
+
+
+def remember(home: Path, release: str) -> None:
+    """For a ranker's next start. Not worth a failure: without it, that start has no more than the champion."""
+    part = releases_folder(home) / f"{SERVED}.{os.getpid()}.part"
+    try:
+        part.write_bytes(msgspec.json.encode(release))
+        part.replace(releases_folder(home) / SERVED)
+    except OSError as error:
+        log.warning("%s cannot be written: %s", releases_folder(home) / SERVED, error.strerror)
+
+
+def list_releases(home: Path) -> tuple[list[Release], list[str]]:
+    """Releases by what their manifests say, oldest first, and the names of those that say nothing readable.
+
+    Their other files are not looked at: `open_release` does that.
+    """
+    found, unreadable = [], []
+    for folder in releases_folder(home).glob("[0-9a-f]" * 16):
+        try:
+            found.append(Release(folder.name, folder, _read_manifest(folder)))
+        except ModelRejected:
+            unreadable.append(folder.name)
+    return sorted(found, key=lambda release: (release.manifest.created_ts_ms, release.id)), sorted(unreadable)
+
+
+def outdated(home: Path, keep: int) -> list[Release]:
+    """All but the newest `keep`, the champion, and what was served last. What cannot be read is nobody's to judge."""
+    in_use = {champion(home), last_served(home)}
+    releases = list_releases(home)[0]
+    return [release for release in releases[: max(len(releases) - keep, 0)] if release.folder not in in_use]
+
+
+def remove(home: Path, releases: Sequence[Release]) -> None:
+    """Delete releases: each out of the way in one rename, then file by file, so that no half of one is ever opened."""
+    for release in releases:
+        release.folder.replace(release.folder.with_name(f"removed-{release.id}"))
+    for aside in releases_folder(home).glob("removed-*"):  # those of a removal that was cut short, too
+        shutil.rmtree(aside)
 
 
 def open_release(folder: Path) -> Release:
@@ -118,6 +171,19 @@ def open_release(folder: Path) -> Release:
 
     A tenth of a second for 100 MB: each byte is read once.
     """
+    manifest = _read_manifest(folder)
+    there = set(_regular_files(folder)) - {MANIFEST}
+    for name in sorted(there ^ set(manifest.files)):
+        raise ModelRejected(f"{folder / name} is {'not in the manifest' if name in there else 'missing'}")
+    for name, entry in manifest.files.items():
+        if (size := (folder / name).stat().st_size) != entry.size:
+            raise ModelRejected(f"{folder / name} is not the file that was released ({size} bytes, not {entry.size})")
+        if file_sha256(folder / name) != entry.sha256:
+            raise ModelRejected(f"{folder / name} is not the file that was released (sha256 differs)")
+    return Release(folder.name, folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError as error:
@@ -131,18 +197,9 @@ def open_release(folder: Path) -> Release:
             raise ModelRejected(
                 f"{folder} has format {found}, this version reads {FORMAT}: install the version it is of"
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
         raise ModelRejected(f"{folder / MANIFEST} is no manifest: {error}") from None
-    there = set(_regular_files(folder)) - {MANIFEST}
-    for name in sorted(there ^ set(manifest.files)):
-        raise ModelRejected(f"{folder / name} is {'not in the manifest' if name in there else 'missing'}")
-    for name, entry in manifest.files.items():
-        if (size := (folder / name).stat().st_size) != entry.size:
-            raise ModelRejected(f"{folder / name} is not the file that was released ({size} bytes, not {entry.size})")
-        if file_sha256(folder / name) != entry.sha256:
-            raise ModelRejected(f"{folder / name} is not the file that was released (sha256 differs)")
-    return Release(folder.name, folder, manifest)
 
 
 class _Format(msgspec.Struct):

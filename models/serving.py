@@ -5,8 +5,6 @@ torch nor transformers. Called by the roles, the ranker and the doctor.
 """
 
 import logging
-import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from safetensors.numpy import load_file
 from models.devices import Gpu
 from models.item_files import load_item_models
 from models.ladder import Ladder
-from models.registry import CHAMPION, Release, champion, open_release, releases_folder
+from models.registry import CHAMPION, Release, champion, last_served, open_release, releases_folder, remember
 from models.text_tower import TextTower
 from models.vector_index import Approximate
 from models.whitening import Whitening
@@ -44,7 +42,6 @@ EMBED_TEXTS = 32  # in one call, ≈ 80 ms of the core that lists leave
 # Items that changed while a release was made ready are embedded in another round, so many times at most; the rest, and
 # rounds as small as this, are embedded while it serves, as new items are.
 ROUNDS, FEW = 10, 32
-SERVED = "served.json"  # beside the champion: the release that was opened last, for when the champion cannot be
 
 
 class Models(Protocol):
@@ -159,11 +156,11 @@ def open_best(home: Path, gpu: Gpu = "auto") -> Models:
     Raises Unavailable if a GPU is required in vain.
     """
     reason = ""
-    for which in (champion, _last_served):
+    for which in (champion, last_served):
         try:
             if (folder := which(home)) is not None:
                 models = open_models(folder, gpu)
-                _remember(home, models.release)
+                remember(home, models.release)
                 return models
         except (ModelRejected, OSError) as error:
             log.error("a release is refused: %s", error)
@@ -230,7 +227,7 @@ def follow_champion(
                 if champion(home) == folder:  # else it was taken back meanwhile, perhaps since it is no good
                     tell(successor)
                     serving = folder.name
-                    _remember(home, serving)
+                    remember(home, serving)
         except ModelRejected as error:
             tell(error)
         except Exception as error:  # a bug in what opens the next release must not end the lists of this one
@@ -280,21 +277,3 @@ def find_vectors(models: Models, catalogue: Catalogue, rows: Iterable[int]) -> l
     if known:
         catalogue.set_vectors(list(known), np.stack(list(known.values())))
     return missing
-
-
-def _last_served(home: Path) -> Path | None:
-    try:
-        name = msgspec.json.decode((releases_folder(home) / SERVED).read_bytes(), type=str)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return releases_folder(home) / name if re.fullmatch(r"[0-9a-f]{16}", name) else None
-
-
-def _remember(home: Path, release: str) -> None:
-    """For the next start. Not worth a failure: without it, that start has no more than the champion."""
-    part = releases_folder(home) / f"{SERVED}.{os.getpid()}.part"
-    try:
-        part.write_bytes(msgspec.json.encode(release))
-        part.replace(releases_folder(home) / SERVED)
-    except OSError as error:
-        log.warning("%s cannot be written: %s", releases_folder(home) / SERVED, error.strerror)

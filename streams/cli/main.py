@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "train": "streams.cli.train:train",
     "tune-training": "streams.cli.tune_training:tune_training",
     "runs": "streams.cli.runs:runs",
+    "releases": "streams.cli.releases:releases",
     "evaluate": "streams.cli.learn:evaluate",
     "policy": "streams.cli.policy:policy",
     "tune": "streams.cli.tune:tune",
