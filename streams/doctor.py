@@ -148,11 +148,14 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("Kafka", "stop", str(error), "slatecast up, or --bootstrap host:port")
         return
     yield Finding("Kafka", "ok", settings.bootstrap)
-    verdict: Literal["ok", "stop"] = "stop" if changes else "ok"
+    # With topics that keep their records otherwise than planned it runs.
+    missing = any(change.action != "alter" for change in changes)
+    verdict: Literal["ok", "warn", "stop"] = "stop" if missing else "warn" if changes else "ok"
+    first = f", {changes[0].topic}: {changes[0].detail}" if changes else ""
     yield Finding(
         "topics",
         verdict,
-        f"{len(changes)} differ" if changes else "as planned",
+        f"{len(changes)} differ{first}" if changes else "as planned",
         "slatecast topics apply --execute" if changes else "",
     )
     yield _offsets(admin)

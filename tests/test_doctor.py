@@ -42,8 +42,20 @@ def test_a_broker_and_a_redis_that_are_down_stop_it_and_show_no_password() -> No
 
 def test_topics_that_are_missing_stop_it(well: Settings) -> None:
     found = findings(msgspec.structs.replace(well, prefix=well.prefix + "bare."))
-    assert (found["topics"].verdict, found["topics"].found) == ("stop", "10 differ")
+    assert found["topics"].verdict == "stop"
+    assert found["topics"].found.startswith("10 differ, ")
     assert found["topics"].remedy == "slatecast topics apply --execute"
+
+
+def test_a_topic_that_keeps_its_records_otherwise_is_told_and_stops_nothing(
+    well: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = topics.plan(well)
+    longer = msgspec.structs.replace(planned[0], config={**planned[0].config, "retention.ms": "1"})
+    monkeypatch.setattr(topics, "plan", lambda settings: [longer, *planned[1:]])
+    found = findings(well)["topics"]
+    assert (found.verdict, found.remedy) == ("warn", "slatecast topics apply --execute")
+    assert found.found == f"1 differ, {longer.name}: retention.ms: 2419200000 -> 1"
 
 
 def test_a_broker_that_soon_forgets_where_a_stopped_role_stood_is_told(
