@@ -136,6 +136,7 @@ def make_release(
     serve: bool = True,
     deep: Network | None = None,
     features: tuple[str, ...] = NAMES,
+    made_ts_ms: int = 0,
 ) -> Release:
     """A release all of whose vectors have ≈ `side` (1 or -1) as their first number; `texts` are in its cache."""
     releases_folder(home).mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,9 @@ def make_release(
         save_file({"vectors": vectors, "text_hashes": hashes}, draft / "vectors.safetensors")
         write_scorers(draft, tower, deep or network(0))
         save_item_models(ItemModels(), draft)
-        manifest = Manifest(created_ts_ms=0, data="a test", data_until_ts_ms=0, features=features, metrics={})
+        manifest = Manifest(
+            created_ts_ms=made_ts_ms, data="a test", data_until_ts_ms=0, features=features, metrics={"ndcg_at_10": 0.25}
+        )
         return publish(home, draft, manifest, serve=serve)
 
 

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from recsys.errors import Misuse
+from recsys.errors import Misuse, ModelRejected
 from streams.cli.options import connection_options, json_option, print_json, stderr
 from streams.cli.printable import printable
 from streams.settings import Settings
@@ -31,13 +31,13 @@ def list_(settings: Settings, as_json: bool) -> None:
     \b
     Example:  slatecast releases list
     """
-    from models.registry import champion, list_releases
+    from models.registry import list_releases
 
     home = Path(settings.home)
     found, unreadable = list_releases(home)
     if unreadable:
         stderr.print(f"left out, without a manifest that can be read: {', '.join(unreadable)}", markup=False)
-    serving = champion(home)
+    serving = _champion(home)
     if as_json:
         print_json([_about(release) | {"champion": release.folder == serving} for release in found])
         return
@@ -63,25 +63,28 @@ def list_(settings: Settings, as_json: bool) -> None:
 def promote(settings: Settings, release: str, as_json: bool) -> None:
     """Make a release the champion: rankers take it up between two batches. The way back from a bad one.
 
-    RELEASE is its id, or how it begins. Its files are checked first.
+    RELEASE is its id, or how it begins. It is opened first: one that cannot serve changes nothing.
 
     \b
     Example:  slatecast releases promote 3f2a
     """
-    from models.registry import champion, list_releases
+    from models.registry import list_releases
     from models.registry import promote as make_champion
+    from models.serving import open_models
 
     home = Path(settings.home)
-    found = [one.id for one in list_releases(home)[0] if one.id.startswith(release)]
+    found = [one for one in list_releases(home)[0] if one.id.startswith(release)]
     if len(found) != 1:
         many = f"{len(found)} releases begin so" if found else "there is no such release"
         raise Misuse(f"{printable(release)}: {many}; `slatecast releases list` has them")
-    before = champion(home)
-    make_champion(home, found[0])
+    [chosen] = found
+    before = _champion(home)
+    open_models(chosen.folder)  # also that its features are those of this version
+    make_champion(home, chosen.id)
     if as_json:
-        print_json({"champion": found[0], "before": before.name if before else None})
+        print_json({"champion": chosen.id, "before": before.name if before else None})
     else:
-        stderr.print(f"{found[0]} is champion, {before.name if before else 'none'} was", markup=False)
+        stderr.print(f"{chosen.id} is champion, {before.name if before else 'none'} was", markup=False)
 
 
 @releases.command()
@@ -109,6 +112,17 @@ def prune(settings: Settings, keep: int, execute: bool, as_json: bool) -> None:
         click.echo(f"{release.id}  made {_when(release.manifest.created_ts_ms)}")
     said = "removed" if execute else "would be removed; --execute does it"
     stderr.print(f"{len(gone)} releases of {freed / 1e6:.0f} MB {said}", markup=False)
+
+
+def _champion(home: Path) -> Path | None:
+    """What serves; a pointer that is damaged does not bar the way to a whole release."""
+    from models.registry import champion
+
+    try:
+        return champion(home)
+    except ModelRejected as error:
+        stderr.print(str(error), markup=False, highlight=False)
+        return None
 
 
 def _about(release: "Release") -> dict[str, object]:
