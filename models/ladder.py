@@ -40,6 +40,7 @@ DEADLINE_S = 1.0
 # a full trail), with 40 MB inside the tower instead of 180. A GPU wants larger ones; 32 lists, not measured.
 CALL_CANDIDATES = {CPU: 1_600, CUDA: 6_400}
 PAUSE_S, PAUSE_MAX_S = 1.0, 20.0  # between trials of a rung that failed; a mended one is back within half a minute
+SCORERS = ("sequence", "sequence_cpu", "network", "linear", "rank_fusion")  # as lists name them, the best first
 TRIAL_S = 30.0  # a trial may load CUDA's kernels; it holds up nobody, but must not hold its thread for ever
 
 Logits = NDArray[np.float32]

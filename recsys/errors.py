@@ -9,6 +9,8 @@
 Anything else that escapes is a bug and crashes with its traceback.
 """
 
+REASON_CLASSES = ("decode", "schema", "range", "oversize", "duplicate_conflict", "poison_crash")  # see BadEvent
+
 
 class SlatecastError(Exception):
     """Base of the tree: an expected failure with a remedy in its message."""

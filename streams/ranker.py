@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
+from models.ladder import SCORERS
 from models.serving import Models, Serving, Successor, warm_up
 from models.vector_index import Approximate
 from recsys.candidates import Source, default_sources, follow_policy
@@ -62,6 +63,8 @@ class RankerTask:
         self._clock_ms, self._tick = clock_ms, tick
         self._slates, self._pairs, self._rejects = (settings.prefix + t for t in ("slates", "pairs", "rejects"))
         self._make_slates, self._make_pairs = slates, pairs
+        for scorer in SCORERS:
+            telemetry.SLATES.labels(scorer, "true")  # an alarm needs the 0 before the first
         self._policy, self._digest = settings.policy, settings.policy.digest()
         self._policies = PolicyReader(settings) if slates else None
         self.shelf = Shelf(settings, models)

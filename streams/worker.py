@@ -27,7 +27,7 @@ from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from recsys.errors import BadEvent
+from recsys.errors import REASON_CLASSES, BadEvent
 from streams import clients, telemetry
 from streams.attempts import LAST_ATTEMPT, Attempts
 from streams.failpoints import reach
@@ -90,6 +90,8 @@ class Worker:
         self._health = health or Health(role)
         for kind in ("assigned", "revoked", "lost"):
             telemetry.REBALANCES.labels(role, kind)  # an alarm needs the 0 before the first
+        for name in REASON_CLASSES:
+            telemetry.REJECTS.labels(role, name)
         self._watchdog = Watchdog(role, self._broker_answers)
         self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"

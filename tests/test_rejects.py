@@ -242,6 +242,8 @@ def test_a_header_of_another_record_keeps_no_reject_back(settings: Settings) -> 
         (("requeue",), "name rejects (see `slatecast rejects list`), or a --class, not both"),
         (("requeue", "0:0", "--class", "range"), "not both"),
         (("show", "0:99"), "no reject 0:99;"),
+        (("list", "--class", "rnage"), "there is no class 'rnage'; there are decode, schema, range, oversize,"),
+        (("requeue", "--class", "rnage"), "there is no class 'rnage'; there are decode, schema, range, oversize,"),
     ],
 )
 def test_what_is_not_there_is_misuse(settings: Settings, run: Run, arguments: tuple[str, ...], said: str) -> None:

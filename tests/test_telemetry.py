@@ -18,8 +18,9 @@ from prometheus_client import Counter, Gauge, Histogram, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from stream_helpers import send, send_events, send_items
 
+from models.ladder import SCORERS
 from recsys.catalogue import Item
-from recsys.errors import Unavailable
+from recsys.errors import REASON_CLASSES, Unavailable
 from recsys.events import Click
 from streams import clients, telemetry, topics
 from streams.ranker import RankerTask
@@ -195,6 +196,9 @@ def test_what_has_not_happened_yet_is_shown_too(pages: Pages) -> None:
     for role in WORKERS:
         assert shown(role, "slatecast_transactions", "result") == {"commit", "abort", "fatal"}
         assert shown(role, "slatecast_rebalances", "kind") == {"assigned", "revoked", "lost"}
+        assert shown(role, "slatecast_rejects", "reason_class") == set(REASON_CLASSES)
+    lesser = [s for s in pages["ranker"]["slatecast_slates"].samples if s.name == "slatecast_slates_total"]
+    assert {s.labels["scorer"] for s in lesser if s.labels["degraded"] == "true"} == set(SCORERS)
     assert shown("materialiser", "slatecast_redis_writes", "result") == {"applied", "stale", "error"}
 
 

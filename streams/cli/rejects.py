@@ -1,8 +1,10 @@
 """`slatecast rejects`: look at what could not be used, and send it again."""
 
+from collections.abc import Sequence
+
 import click
 
-from recsys.errors import Misuse
+from recsys.errors import REASON_CLASSES, Misuse
 from streams import rejects as topic
 from streams.cli.options import connection_options, json_option, print_json, stderr
 from streams.cli.printable import printable
@@ -16,9 +18,7 @@ def rejects() -> None:
 
 @rejects.command(name="list")
 @connection_options
-@click.option(
-    "--class", "reason_class", help="Only one class: decode, schema, range, oversize, duplicate_conflict, poison_crash"
-)
+@click.option("--class", "reason_class", help=f"Only one class: {', '.join(REASON_CLASSES)}")
 @json_option
 def list_rejects(settings: Settings, reason_class: str | None, as_json: bool) -> None:
     """List rejects, a line each.
@@ -26,7 +26,9 @@ def list_rejects(settings: Settings, reason_class: str | None, as_json: bool) ->
     \b
     Example:  slatecast rejects list --class range
     """
-    found = [r for r in topic.read_rejects(settings) if reason_class in (None, r.reason_class)]
+    kept = topic.read_rejects(settings)
+    _check_class(reason_class, kept)
+    found = [r for r in kept if reason_class in (None, r.reason_class)]
     if as_json:
         print_json([{"id": r.id, "source": r.source, "class": r.reason_class, "message": r.message} for r in found])
         return
@@ -65,9 +67,17 @@ def requeue(settings: Settings, names: tuple[str, ...], reason_class: str | None
     if bool(names) == (reason_class is not None):
         raise Misuse("name rejects (see `slatecast rejects list`), or a --class, not both")
     found = topic.read_rejects(settings)
+    _check_class(reason_class, found)
     candidates = found if names else topic.newest_of_each(found)
     chosen = [r for r in candidates if r.id in names or r.reason_class == reason_class]
     missing = set(names) - {r.id for r in chosen}
     if missing:
         raise Misuse(f"no reject {', '.join(sorted(missing))}; `slatecast rejects list` shows those that are kept")
     stderr.print(f"{topic.requeue(settings, chosen)} records sent again.")
+
+
+def _check_class(reason_class: str | None, found: Sequence[topic.Reject]) -> None:
+    """A word mistyped must not read as `there are none`. What others have put aside may have classes of its own."""
+    known = [*REASON_CLASSES, *sorted({r.reason_class for r in found} - set(REASON_CLASSES))]
+    if reason_class is not None and reason_class not in known:
+        raise Misuse(f"there is no class {reason_class!r}; there are {', '.join(known)}")
