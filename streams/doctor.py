@@ -148,16 +148,14 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("Kafka", "stop", str(error), "slatecast up, or --bootstrap host:port")
         return
     yield Finding("Kafka", "ok", settings.bootstrap)
-    # With topics that keep their records otherwise than planned it runs.
-    missing = any(change.action != "alter" for change in changes)
-    verdict: Literal["ok", "warn", "stop"] = "stop" if missing else "warn" if changes else "ok"
-    first = f", {changes[0].topic}: {changes[0].detail}" if changes else ""
-    yield Finding(
-        "topics",
-        verdict,
-        f"{len(changes)} differ{first}" if changes else "as planned",
-        "slatecast topics apply --execute" if changes else "",
-    )
+    if not changes:
+        yield Finding("topics", "ok", "as planned")
+    elif refused := [change for change in changes if change.action == "refuse"]:
+        yield Finding("topics", "stop", f"{refused[0].topic} {refused[0].detail}", topics.OTHER_NUMBER)
+    else:  # with topics that only keep their records otherwise than planned it runs
+        verdict: Literal["warn", "stop"] = "warn" if all(change.action == "alter" for change in changes) else "stop"
+        first = f"{changes[0].topic}: {changes[0].detail}"
+        yield Finding("topics", verdict, f"{len(changes)} differ, {first}", "slatecast topics apply --execute")
     yield _offsets(admin)
 
 

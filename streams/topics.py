@@ -17,6 +17,7 @@ from recsys.errors import Misuse, Unavailable
 from streams.settings import Settings
 
 DAY_MS = 86_400_000
+OTHER_NUMBER = "set `partitions` to what it has, or grow into another prefix: docs/operations.md"
 VISIBLE_S = 10.0  # what was created or altered is in the broker's metadata after .2 s (measured)
 # Raw behaviour is personal data: gone before the 30 days in which a request for erasure must be answered.
 TIME = {"cleanup.policy": "delete", "retention.ms": str(28 * DAY_MS)}
@@ -140,7 +141,7 @@ def apply(client: AdminClient, settings: Settings) -> list[Change]:
 def _refuse(changes: Sequence[Change]) -> None:
     for change in changes:
         if change.action == "refuse":
-            raise Misuse(f"{change.topic} {change.detail}; set `partitions` to what it has, or use another prefix")
+            raise Misuse(f"{change.topic} {change.detail}; {OTHER_NUMBER}")
 
 
 def _answer(future: "Future[Any]", but: str = "") -> Any:

@@ -65,6 +65,18 @@ def test_topics_apply_is_a_dry_run_until_it_is_told(settings: Settings, environ:
         assert "10 differ" in slatecast(environ, "doctor", *connection(bare)).stderr or extra
 
 
+def test_topics_with_another_number_of_partitions_are_not_said_to_be_mended_by_execute(
+    settings: Settings, environ: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "other.toml").write_text(f"partitions = {settings.partitions + 1}")
+    other = (*connection(settings), "--config", str(tmp_path / "other.toml"))
+    for command in (("topics", "apply"), ("topics", "apply", "--execute"), ("doctor",)):
+        said = slatecast(environ, *command, *other).stderr
+        assert "set `partitions` to what it has, or grow into another prefix" in said
+        assert f"has {settings.partitions} partitions, not {settings.partitions + 1}" in said
+        assert "--execute" not in said
+
+
 def test_the_doctor_ends_with_1_where_something_stops_and_0_where_nothing_does(
     settings: Settings, environ: dict[str, str]
 ) -> None:

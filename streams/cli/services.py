@@ -98,7 +98,8 @@ def apply(settings: Settings, execute: bool, as_json: bool) -> None:
         table.add_row(change.topic, change.action, change.detail)
     stderr.print(table if changes else "The topics are as planned.")
     if changes and not execute:
-        stderr.print("Nothing was changed; --execute does it.")
+        refused = any(change.action == "refuse" for change in changes)
+        stderr.print(f"Nothing was changed; {topic_plans.OTHER_NUMBER if refused else '--execute does it'}.")
 
 
 @topics.command()
