@@ -262,6 +262,15 @@ def test_a_full_disk_under_the_output_is_said(
             assert_one_line(run(*command), 1, "No space left on device")
 
 
+def test_what_is_said_into_a_log_keeps_its_line() -> None:
+    program = "from streams.cli.options import stderr; stderr.print('word ' * 30)"
+    environ = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("\n") == 1
+
+
 # --- watch -------------------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +279,7 @@ class publishing:  # noqa: N801 - read as a word: with publishing(…)
 
     def __init__(self, settings: Settings, **changes: str) -> None:
         cause = Cause("events", 0, 7, "click", 1_700_000_000_000)
-        item = SlateItem("i1", changes.get("title", "Red mug"), 0.5, "trending", "many like it")
+        item = SlateItem("i1", changes.get("title", "Red mug"), 0.5, "trending", changes.get("reason", "many like it"))
         user = changes.get("user", "u1")
         versions = Versions("none", "policy", 1, 1)
         slate = Slate(
@@ -329,6 +338,15 @@ def test_watch_shows_lists_and_ctrl_c_ends_it(run: Run, settings: Settings, monk
     first, second = out.splitlines()[:2]
     assert first == "u1 after a click (rank_fusion, 3 ms after the event)"
     assert second.split() == ["1", "Red", "mug", "0.50", "many", "like", "it"]
+
+
+def test_watch_keeps_an_item_on_one_line_however_long_its_words_are(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with publishing(settings, reason="often goes with " + "a thing of many words " * 9):
+        _, out = watch(run, monkeypatch, settings, "many words")
+    assert [line for line in out.splitlines() if "Red mug" in line and line.count("many words") == 9]
 
 
 def test_watch_shows_words_and_does_not_obey_them(

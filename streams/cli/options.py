@@ -26,6 +26,8 @@ from streams.settings import load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 stderr = Console(stderr=True)
+if not stderr.is_terminal and "COLUMNS" not in os.environ:
+    stderr.width = 200  # in a log, sentences and rows stay on their line
 CONFIG = Path("slatecast.toml")
 
 

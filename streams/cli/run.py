@@ -73,7 +73,7 @@ def watch(settings: Settings, user: str | None, as_json: bool) -> None:
     Example:  slatecast watch u1
               slatecast watch --json | jq .items[0]
     """
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, soft_wrap=True)  # in a file or a pipe, a line an item
     for slate, data in follow_slates(settings):
         if user is not None and slate.user != user:
             continue
