@@ -122,6 +122,8 @@ def _match(
         if source.columns and not any(column in source.columns for field, column in pairs if field in fields):
             field = fields[0]
             hint = ", or give --type" if field == "type" else ""
+            if kind == "events" and "title" in source.columns:
+                hint += "; if these are items, `slatecast load items`, or `validate --kind items`"
             for other in PRESETS.values():
                 if other.events and set(other.events.values()) <= set(source.columns):
                     hint += f", or give --preset {other.name}: these look like its columns"

@@ -235,7 +235,8 @@ def _name(error: msgspec.ValidationError, data: bytes) -> BadEvent:
             "multiply seconds by 1000, divide microseconds by 1000",
         )
     reason = "range" if _RANGE.search(text) else "schema"
-    return BadEvent(reason, _said(text.replace(" - at `$.", ": at `")))
+    hint = "; a path is one text, as in 'kitchen > mugs'" if text.endswith("got `array` - at `$.category`") else ""
+    return BadEvent(reason, _said(text.replace(" - at `$.", ": at `") + hint))
 
 
 def _said(text: str) -> str:

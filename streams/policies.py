@@ -88,7 +88,7 @@ def publish(settings: Settings, text: bytes | None) -> None:
     if producer.flush(ANSWER_S):
         raise Unavailable(f"the policy was not taken within {ANSWER_S:.0f} s; `slatecast doctor` may say why")
     if failed:
-        raise Unavailable(f"the policy was not taken: {failed[0].str()}; `slatecast topics apply` may be missing")
+        raise Unavailable(f"the policy was not taken: {failed[0].str()}; run `slatecast topics apply --execute`")
 
 
 def published(settings: Settings) -> Policy | None:

@@ -55,6 +55,11 @@ def test_an_item_that_is_none_is_bad_and_says_why(fields: dict[str, object], rea
     assert caught.value.reason_class == reason_class
 
 
+def test_a_category_in_parts_is_told_how_a_path_is_written() -> None:
+    with pytest.raises(BadEvent, match="at `category`; a path is one text, as in 'kitchen > mugs'$"):
+        decode_item(b'{"item":"m","title":"Red mug","category":["kitchen","mugs"]}')
+
+
 def test_a_text_is_title_then_whatever_else_is_given() -> None:
     full = msgspec.structs.replace(MUG, tags=("new", "gift"), description="Of clay.")
     assert item_text(full) == "Red mug. home, kitchen, mugs. Ox. new, gift. Of clay."

@@ -310,6 +310,7 @@ def test_western_text_of_a_spreadsheet_is_read(tmp_path: Path, text: str) -> Non
             "no column 'user' (did you mean 'usr'?); it has: type, usr, item, ts_ms",
         ),
         (b'{"kind":"click","user":"u","ts":1}', "no column 'type'"),
+        (b'{"item":"i","title":"Mug"}', "if these are items, `slatecast load items`, or `validate --kind items`"),
         (RETAIL.encode() + b"\n", "--preset online-retail: these look like its columns"),
         (gzip.compress(CLICK.encode() * 1000, mtime=0)[:60], "cut short"),
         (b"\x1f\x8b damaged", "cut short"),
