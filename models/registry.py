@@ -114,7 +114,7 @@ def champion(home: Path) -> Path | None:
     except msgspec.DecodeError:
         name = ""
     if not _NAME.fullmatch(name):
-        raise ModelRejected(f"{pointer} names no release; `slatecast train` makes one")
+        raise ModelRejected(f"{pointer} names no release; `slatecast releases promote` names one")
     return releases_folder(home) / name
 
 

@@ -143,7 +143,7 @@ def open_models(folder: Path, gpu: Gpu = "auto") -> Models:
     except ModelRejected as error:
         raise ModelRejected(f"{folder} cannot serve: {error}") from error
     except (OSError, KeyError, SafetensorError) as error:  # whole, but of an older kind, or closed to this account
-        said = f"{type(error).__name__}: {error}; train again, or promote another release"
+        said = f"{type(error).__name__}: {error}; train again, or `slatecast releases promote` another"
         raise ModelRejected(f"{folder} cannot serve: {said}") from error
     # A first inference may take seconds: no event waits for it, and no watchdog takes it for a record that hangs.
     models.embed(["warm up"])

@@ -137,7 +137,9 @@ def _release(settings: Settings) -> Iterator[Finding]:
         models_of = open_models(folder, settings.gpu)
         yield Finding("release", "ok", f"{models_of.release}, scoring on {models_of.provider}")
     except SlatecastError as error:
-        yield Finding("release", "stop", str(error), "slatecast train makes another")
+        yield Finding(
+            "release", "stop", str(error), "slatecast train makes another; slatecast releases promote goes back to one"
+        )
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

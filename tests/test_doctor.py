@@ -83,7 +83,7 @@ def test_a_release_that_cannot_serve_stops_it(well: Settings, pointer: bytes) ->
     (releases / CHAMPION).write_bytes(pointer)
     found = findings(well)["release"]
     assert found.verdict == "stop"
-    assert found.remedy == "slatecast train makes another"
+    assert found.remedy == "slatecast train makes another; slatecast releases promote goes back to one"
 
 
 def test_both_onnxruntimes_side_by_side_stop_it(
