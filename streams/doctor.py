@@ -14,7 +14,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 import models
-from recsys.errors import SlatecastError, Unavailable
+from recsys.errors import Misuse, SlatecastError, Unavailable
 from streams import clients, jars, topics
 from streams.settings import Settings, hide_secrets
 
@@ -147,7 +147,9 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         admin = clients.check_broker(settings)
         changes = topics.diff(admin, topics.plan(settings))
     except SlatecastError as error:
-        yield Finding("Kafka", "stop", str(error), "slatecast up, or --bootstrap host:port")
+        named = isinstance(error, Misuse) and settings.bootstrap  # nobody was asked: the settings are no good
+        remedy = "mend the settings file or the environment" if named else "slatecast up, or --bootstrap host:port"
+        yield Finding("Kafka", "stop", str(error), remedy)
         return
     yield Finding("Kafka", "ok", settings.bootstrap)
     if not changes:

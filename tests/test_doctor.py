@@ -40,6 +40,12 @@ def test_a_broker_and_a_redis_that_are_down_stop_it_and_show_no_password() -> No
     assert "topics" not in found, "nothing can be said of them"
 
 
+def test_kafka_settings_that_are_no_good_are_not_mended_by_another_broker(well: Settings) -> None:
+    found = findings(msgspec.structs.replace(well, kafka={"sasl.mechanism": "SCRAM-SHA-512", "acks": "0"}))["Kafka"]
+    assert (found.verdict, found.remedy) == ("stop", "mend the settings file or the environment")
+    assert "acks is not yours to set" in found.found
+
+
 def test_topics_that_are_missing_stop_it(well: Settings) -> None:
     found = findings(msgspec.structs.replace(well, prefix=well.prefix + "bare."))
     assert found["topics"].verdict == "stop"
