@@ -1,5 +1,6 @@
 """Bad records: put aside once with their bytes, looked at, and sent again, on the real broker."""
 
+import re
 import sys
 import threading
 import time
@@ -165,6 +166,7 @@ def test_list_says_a_line_each_on_stdout(settings: Settings, run: Run) -> None:
     assert run("list", "--class", "range") == (0, b"", "No rejects.\n")
     found = msgspec.json.decode(run("list", "--json")[1])
     assert [reject["source"] for reject in found] == [f"{settings.prefix}{t}:0:7" for t in ("events", "pairs")]
+    assert [reject["ts_ms"] for reject in found] == [reject.ts_ms for reject in read_rejects(settings)]
 
 
 def test_show_gives_the_bytes_back(settings: Settings, run: Run) -> None:
@@ -174,6 +176,7 @@ def test_show_gives_the_bytes_back(settings: Settings, run: Run) -> None:
     assert (code, out) == (0, b"\xff\x00\n[/red]")
     assert "schema: not then" in err
     assert "key b'u1', headers (('trace', b'7'),)" in err
+    assert re.search(r"^put aside \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$", err, re.MULTILINE)
     put_aside(settings, b"[/x]", None)
     [_, empty] = sorted(read_rejects(settings), key=lambda reject: reject.value is None)
     assert run("show", empty.id)[:2] == (0, b"")

@@ -1,6 +1,7 @@
 """`slatecast rejects`: look at what could not be used, and send it again."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import click
 
@@ -30,7 +31,12 @@ def list_rejects(settings: Settings, reason_class: str | None, as_json: bool) ->
     _check_class(reason_class, kept)
     found = [r for r in kept if reason_class in (None, r.reason_class)]
     if as_json:
-        print_json([{"id": r.id, "source": r.source, "class": r.reason_class, "message": r.message} for r in found])
+        print_json(
+            [
+                {"id": r.id, "ts_ms": r.ts_ms, "source": r.source, "class": r.reason_class, "message": r.message}
+                for r in found
+            ]
+        )
         return
     for reject in found:
         click.echo(printable(f"{reject.id}  {reject.source}  {reject.reason_class}: {reject.message}"))
@@ -49,6 +55,7 @@ def show(settings: Settings, name: str) -> None:
     """
     reject = topic.find_reject(settings, name)
     click.echo(printable(f"{reject.source}  {reject.reason_class}: {reject.message}"), err=True)
+    click.echo(f"put aside {datetime.fromtimestamp(reject.ts_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC", err=True)
     click.echo(f"key {reject.key!r}, headers {reject.headers}", err=True)
     click.echo(reject.value or b"", nl=False)
 
