@@ -23,7 +23,7 @@ SECONDS = ("first_slate_s", "click_to_slate_s")
 
 
 @click.command()
-@click.option("--fast", is_flag=True, help="Fewer households, less than a minute.")
+@click.option("--fast", is_flag=True, help="Fewer households, less than a minute once it is trained.")
 @click.option("--households", type=click.IntRange(10, 2400), help="How many households are played.")
 @click.option("--live-seconds", type=click.IntRange(5, 3600), help="Squeeze the two live weeks into so many seconds.")
 @click.option("--seed", default=7, show_default=True, help="Of the choice of households and the simulated clicks.")
