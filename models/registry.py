@@ -27,6 +27,8 @@ OPSET = 18  # of ONNX, in every graph we write: what torch's exporter makes with
 FORMAT = 1  # of the manifest; fields are only added within a format
 MANIFEST, CHAMPION, SERVED = "manifest.json", "champion.json", "served.json"
 _NAME = re.compile(r"[0-9a-f]{16}")
+# For the log, after why one is refused.
+WAY_BACK = "`slatecast releases list` has the others, `slatecast releases promote` makes one champion"
 SUFFIXES = {".onnx", ".safetensors", ".json"}  # what a release may hold: nothing that runs when it is loaded
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,16 @@ from safetensors.numpy import load_file
 from models.devices import Gpu
 from models.item_files import load_item_models
 from models.ladder import Ladder
-from models.registry import CHAMPION, Release, champion, last_served, open_release, releases_folder, remember
+from models.registry import (
+    CHAMPION,
+    WAY_BACK,
+    Release,
+    champion,
+    last_served,
+    open_release,
+    releases_folder,
+    remember,
+)
 from models.text_tower import TextTower
 from models.vector_index import Approximate
 from models.whitening import Whitening
@@ -163,7 +172,7 @@ def open_best(home: Path, gpu: Gpu = "auto") -> Models:
                 remember(home, models.release)
                 return models
         except (ModelRejected, OSError) as error:
-            log.error("a release is refused: %s", error)
+            log.error("a release is refused: %s; %s", error, WAY_BACK)
             # Slates go to strangers: what they need not know is where our files lie.
             reason = reason or f"release refused: {str(error).replace(f'{releases_folder(home)}/', '')}"
     return NoModels(reason) if reason else NoModels()

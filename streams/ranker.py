@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from models.ladder import SCORERS
+from models.registry import WAY_BACK
 from models.serving import Models, Serving, Successor, warm_up
 from models.vector_index import Approximate
 from recsys.candidates import Source, default_sources, follow_policy
@@ -98,7 +99,7 @@ class RankerTask:
         old = self._serving.models.release
         if isinstance(successor, ModelRejected):
             telemetry.RELEASES.labels("refused").inc()
-            log.error("ranker: release refused, %s goes on serving: %s", old, successor)
+            log.error("ranker: release refused, %s goes on serving: %s; %s", old, successor, WAY_BACK)
             return
         self.shelf.adopt(successor)
         self._serve(successor.models, successor.sources)
