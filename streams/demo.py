@@ -91,7 +91,7 @@ def needs_training(home: Path) -> bool:
 
 
 def training_part(history: History) -> History:
-    """The seventeen weeks before the live days, of 1,000 households: a minute of training on two cores."""
+    """The seventeen weeks before the live days, of 1,000 households: five minutes of training on two cores."""
     weeks = history.between(LIVE_FROM_S - 17 * 7 * DAY_S, LIVE_FROM_S)
     return weeks.take(np.isin(weeks.user, np.unique(weeks.user)[:1000]))
 
