@@ -249,7 +249,7 @@ def test_a_ranker_whose_champion_is_corrupt_starts_with_the_release_that_served_
     damage(new)
     assert open_best(tmp_path).release == old.id
     assert f"{new.id}/scorer.onnx is not the file that was released" in caplog.text
-    assert "`slatecast releases list` shows which are whole" in caplog.text
+    assert "`slatecast releases list` has the others" in caplog.text
 
 
 def test_a_ranker_that_must_have_a_gpu_does_not_start_without_one(
@@ -347,7 +347,7 @@ def test_a_refusal_changes_nothing(task: RankerTask, caplog: pytest.LogCaptureFi
         task.refresh()
     assert task._serving is before
     assert f"{before.models.release} goes on serving: because" in caplog.text
-    assert "`slatecast releases list` shows which are whole" in caplog.text
+    assert "`slatecast releases list` has the others" in caplog.text
 
 
 def test_without_a_release_the_reason_is_the_callers(tmp_path: Path) -> None:
