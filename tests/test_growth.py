@@ -1,175 +1,44 @@
-"""More partitions on the real broker: what is carried over, when it is refused, and what a kill must not change."""
+"""More partitions on the real broker: the whole way, what a kill must not change, and the command that is typed."""
 
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka import ConsumerGroupState, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, ResourceType
-from stream_helpers import read_topic, send, send_events, send_items
+from confluent_kafka import Producer
+from confluent_kafka.admin import NewPartitions
+from growth_helpers import (
+    INCREMENTS,
+    ITEMS,
+    USERS,
+    Start,
+    Wait,
+    clicks,
+    ends,
+    grow,
+    last,
+    lived_in,
+    new,
+    places,
+    profiles_of,
+    start,
+    values,
+)
+from stream_helpers import read_topic, send_events, send_items
 
-from models.serving import NoModels
-from recsys import diversify
-from recsys.catalogue import Item, encode_item
-from recsys.errors import Misuse
-from recsys.events import Click, Event, Purchase, encode_event, event_hash
-from recsys.policy import Policy
-from recsys.profiles import EMPTY, Profile, apply, encode_profile
-from recsys.signals import Increment, Signal
-from streams import carrying, clients, growth, topics
-from streams.carrying import Carrier, Hold, Values
+from recsys.events import Purchase, encode_event
+from streams import carrying, clients, growth
 from streams.cli.main import main
-from streams.growth import Stand, look, next_generation
-from streams.lag import committed_offsets, records_behind
-from streams.materialiser import Materialiser, slate_key
-from streams.policies import KEY, publish, published
-from streams.ranker import RankerTask
-from streams.records import Record
+from streams.growth import Stand, next_generation
+from streams.lag import records_behind
 from streams.settings import Settings
-from streams.signals import SignalsTask, decode_signal, encode_increment
-from streams.state import end_offsets
-from streams.worker import Task, Worker
+from streams.signals import decode_signal
 
-Wait = Callable[..., None]
-ROOT = Path(__file__).parents[1]
-NOW_MS = time.time_ns() // 1_000_000
-ITEMS = [Item(item=f"i{n}", title=f"Thing {n}", price=1.0 + n) for n in range(12)]
-INCREMENTS = [encode_increment(Increment(n, buyers=1)) for n in range(12)]
-USERS = [f"u{n}" for n in range(40)]
+__all__ = ["new", "start"]  # the fixtures
 
-
-class Running:
-    """A worker in a thread."""
-
-    def __init__(self, settings: Settings, role: str, task: Task) -> None:
-        # The shortest that a broker grants: a stopped static member is a member for so long.
-        own = msgspec.structs.replace(
-            settings, kafka={"session.timeout.ms": 6000, "topic.metadata.refresh.interval.ms": 200}
-        )
-        self.worker, self._stop = Worker(own, role, task, "0"), threading.Event()
-        self._thread = threading.Thread(target=self.worker.run, args=(self._stop,), daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        self._stop.set()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-
-Start = Callable[[Settings], RankerTask]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Run the ranker and the aggregator of a generation; `start.end()` ends all, and so does the test."""
-    running: list[Running] = []
-
-    def begin(settings: Settings) -> RankerTask:
-        task = RankerTask(settings, NoModels())
-        diversify.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
-        task.shelf.catch_up()
-        running.extend((Running(settings, "signals", SignalsTask(settings)), Running(settings, "ranker", task)))
-        return task
-
-    def end() -> None:
-        while running:
-            running.pop().end()
-
-    begin.end = end  # type: ignore[attr-defined]
-    yield begin
-    end()
-
-
-@pytest.fixture
-def new(settings: Settings) -> Settings:
-    """The next generation: a number of partitions that is no multiple."""
-    return next_generation(settings, settings.prefix + "g2.", 7)
-
-
-def clicks(users: Sequence[str], tag: str, kind: type[Click | Purchase] = Click) -> list[Event]:
-    return [
-        kind(user=user, item=f"i{(n + len(tag)) % 12}", ts_ms=NOW_MS + n, id=f"{tag}{user}")
-        for n, user in enumerate(users)
-    ]
-
-
-def profiles_of(*events: Event) -> dict[bytes, bytes]:
-    """What the events make of their users, by the code that serves."""
-    profiles: dict[str, Profile] = {}
-    for event in events:
-        before = profiles.get(event.user, EMPTY)
-        profiles[event.user] = apply(before, event, event_hash(event, encode_event(event)))
-    return {user.encode(): encode_profile(profile) for user, profile in profiles.items()}
-
-
-def last(settings: Settings, topic: str) -> dict[bytes | None, Record]:
-    """The last record of every key."""
-    return {record.key: record for record in sorted(read_topic(settings, topic), key=lambda record: record.offset)}
-
-
-def values(settings: Settings, topic: str) -> dict[bytes | None, bytes | None]:
-    return {key: record.value for key, record in last(settings, topic).items()}
-
-
-def places(settings: Settings, topic: str) -> dict[bytes | None, int]:
-    """Where each key lies; it must lie in one partition only."""
-    found = {(record.key, record.partition) for record in read_topic(settings, topic)}
-    assert len(dict(found)) == len(found)
-    return dict(found)
-
-
-def ends(settings: Settings) -> dict[str, dict[int, int]]:
-    """All topics of a prefix, and where they end."""
-    admin = clients.admin(settings)
-    names = sorted(name for name in admin.list_topics(timeout=10).topics if name.startswith(settings.prefix))
-    return {name: end_offsets(admin, name, clients.partitions_of(admin, name)) for name in names}
-
-
-def commit(settings: Settings, role: str, topic: str) -> None:
-    """The role has read its input to the end."""
-    consumer, name = clients.consumer(settings, settings.prefix + role), settings.prefix + topic
-    positions = [TopicPartition(name, p, end) for p, end in ends(settings)[name].items() if end]
-    consumer.commit(offsets=positions, asynchronous=False)
-    consumer.close()
-
-
-def lived_in(settings: Settings) -> None:
-    """A generation that has worked, and stopped: state, and inputs of which the second half is unread."""
-    producer = clients.producer(settings)
-
-    def put(topic: str, records: Iterable[tuple[bytes, bytes]], **headers: bytes) -> None:
-        for key, value in records:
-            producer.produce(settings.prefix + topic, value, key, headers=list(headers.items()))
-
-    put("items", [(i.item.encode(), encode_item(i)) for i in ITEMS])
-    put("profiles", profiles_of(*clicks(USERS, "older")).items())
-    put("profiles", profiles_of(*clicks(USERS, "read")).items())
-    put("signals", [(i.item.encode(), msgspec.msgpack.encode(Signal(n))) for n, i in enumerate(ITEMS)])
-    put("slates", [(user.encode(), b"slate of " + user.encode()) for user in USERS], schema=b"s1", key=b"k1")
-    put("events", [(e.user.encode(), encode_event(e)) for e in clicks(USERS, "read")])
-    put("pairs", [(b"i1", encode_increment(Increment(1)))])
-    assert producer.flush(10) == 0
-    commit(settings, "ranker", "events")
-    commit(settings, "signals", "pairs")
-    put("events", [(e.user.encode(), encode_event(e)) for e in clicks(USERS, "unread")], trace=b"7")
-    put("pairs", [(i.item.encode(), increment) for i, increment in zip(ITEMS, INCREMENTS, strict=True)])
-    assert producer.flush(10) == 0
-
-
-def grow(old: Settings, new: Settings) -> Stand:
-    """Both steps at once; what the second did."""
-    if look(old, new).create:
-        growth.run(old, new)
-    return growth.run(old, new)
-
-
-# --- the whole way ------------------------------------------------------------------------------------------------------
+# --- the whole way ----------------------------------------------------------------------------------------------------
 
 
 def test_a_shop_grows_while_it_sells_and_nobody_loses_a_profile_or_an_event(
@@ -253,295 +122,10 @@ def test_fewer_partitions_are_as_good(settings: Settings) -> None:
     assert places(new, "signals") == places(new, "pairs") == places(new, "items")
 
 
-# --- what is carried ----------------------------------------------------------------------------------------------------
+# --- killed, and typed ------------------------------------------------------------------------------------------------
 
 
-def test_a_copied_slate_keeps_its_key_and_its_time_and_is_not_pushed_again(
-    settings: Settings, new: Settings, wait_for: Wait
-) -> None:
-    lived_in(settings)
-    send(settings, "slates", [(b"u1", None)])  # erased
-    grow(settings, new)
-    was, copy = last(settings, "slates")[b"u2"], last(new, "slates")[b"u2"]
-    origin = f"{was.topic}:{was.partition}:{was.offset}".encode()
-    assert copy.headers == (*was.headers, ("replay-of", origin), ("push-eligible", b"false"))
-    assert copy.arrived_ms == was.arrived_ms, "a copy is not kept longer"
-    assert b"u1" not in last(new, "slates")
-    third = next_generation(new, settings.prefix + "g3.", 2)
-    commit(new, "ranker", "events")
-    grow(new, third)
-    again = last(third, "slates")[b"u2"]
-    assert [name for name, _ in again.headers] == [name for name, _ in copy.headers], "the origin is said once"
-    redis, stop = clients.redis_client(new), threading.Event()
-    view = threading.Thread(target=Materialiser(new, "0").run, args=(stop,), daemon=True)
-    view.start()
-    wait_for(lambda: redis.hget(slate_key(new, "u2"), "body") == copy.value)
-    stop.set()
-    view.join(20)
-    redis.close()
-
-
-def test_the_published_policy_goes_along_and_an_older_generations_mark_does_not(
-    settings: Settings, new: Settings
-) -> None:
-    publish(settings, b"slate_size = 4")
-    publish(settings, b"slate_size = 5")
-    send(settings, "control", [(b"alarm", b"of the old ones")])
-    third = next_generation(new, settings.prefix + "g3.", 2)
-    grow(settings, new)
-    grow(new, third)
-    for generation in (new, third):
-        assert published(generation) == Policy(slate_size=5)
-        assert sorted(r.key or b"" for r in read_topic(generation, "control")) == [growth.MARK, KEY], "each once"
-
-
-def test_a_policy_that_was_published_for_the_new_generation_stands(settings: Settings, new: Settings) -> None:
-    publish(settings, b"slate_size = 5")
-    growth.run(settings, new)
-    publish(new, b"slate_size = 6")
-    assert growth.run(settings, new).copy["control"] == 0
-    assert published(new) == Policy(slate_size=6)
-
-
-def item(name: str, price: float) -> tuple[bytes, bytes]:
-    return name.encode(), encode_item(Item(item=name, title=name, price=price))
-
-
-def test_what_a_producer_has_written_to_the_new_topic_is_newer_than_any_copy(
-    settings: Settings, new: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send(settings, "items", [item(name, 1) for name in ("kept", "changed", "gone", "raced", "removed")])
-    growth.run(settings, new)
-    send(new, "items", [item("changed", 2), (b"gone", None)])
-    find = growth._Growth._find_missing
-
-    def and_then_raced(self: growth._Growth, values: Values) -> int:
-        found = find(self, values)
-        if values.new.endswith("items") and b"raced" not in last(new, "items"):
-            send(new, "items", [item("raced", 2)])  # after we looked, before we write
-        return found
-
-    monkeypatch.setattr(growth._Growth, "_find_missing", and_then_raced)
-    growth.run(settings, new)
-    expected = dict([item("kept", 1), item("changed", 2), item("raced", 2), item("removed", 1)])
-    assert values(new, "items") == {**expected, b"gone": None}
-    send(settings, "items", [item("kept", 3), item("changed", 3), (b"removed", None), item("late", 3)])
-    growth.run(settings, new)
-    expected |= dict([item("kept", 3), item("late", 3)])
-    assert values(new, "items") == {**expected, b"gone": None, b"removed": None}
-
-
-def test_an_item_that_was_removed_since_does_not_come_back(settings: Settings, new: Settings) -> None:
-    send(settings, "items", [item("a", 1), item("b", 1)])
-    grow(settings, new)
-    send(new, "items", [(b"a", None), (b"b", None)])
-    admin, name = clients.admin(new), new.prefix + "items"
-    # As if compaction had removed the tombstones as well; from a topic that is only compacted nobody may delete.
-    entry = ConfigEntry("cleanup.policy", "compact,delete", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result()
-    everything = [TopicPartition(name, p, end) for p, end in ends(new)[name].items()]
-    for future in admin.delete_records(everything).values():
-        future.result()
-    assert growth.run(settings, new).copy["items"] == 0
-    assert values(new, "items") == {}
-
-
-def test_state_that_changed_after_a_first_copy_is_copied_again_until_the_new_roles_begin(
-    settings: Settings, new: Settings
-) -> None:
-    lived_in(settings)
-    grow(settings, new)
-    send(settings, "profiles", [(b"u1", b"newer"), (b"u2", None)])  # the old ranker was started once more
-    assert growth.run(settings, new).copy["profiles"] == 2
-    assert values(new, "profiles") == values(settings, "profiles") | {b"u1": b"newer", b"u2": None}
-    send(new, "profiles", [(b"u3", b"live")])
-    commit(new, "ranker", "events")
-    send(settings, "profiles", [(b"u3", b"dead"), (b"u4", b"dead")])
-    send_events(settings, clicks(["u3"], "late"))
-    stand = growth.run(settings, new)
-    assert "profiles" not in stand.copy
-    assert stand.hand_over["events"] == 1
-    assert values(new, "profiles")[b"u3"] == b"live"
-
-
-def test_a_transactions_marker_is_no_unread_event(settings: Settings, new: Settings) -> None:
-    producer = clients.producer(settings, f"{settings.prefix}requeue")  # as `slatecast rejects requeue`
-    producer.init_transactions(30)
-    producer.begin_transaction()
-    producer.produce(settings.prefix + "events", b"x", b"u1")
-    producer.commit_transaction(30)
-    name = settings.prefix + "events"
-    consumer = clients.consumer(settings, settings.prefix + "ranker")
-    at = [TopicPartition(name, p, end - 1) for p, end in ends(settings)[name].items() if end]
-    consumer.commit(offsets=at, asynchronous=False)
-    consumer.close()
-    assert grow(settings, new).hand_over["events"] == 0
-
-
-# --- refusals -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_same_prefix_is_refused(settings: Settings) -> None:
-    with pytest.raises(Misuse, match="is the prefix in use"):
-        next_generation(settings, settings.prefix, 12)
-    with pytest.raises(Misuse, match="new topics: .*prefix"):
-        next_generation(settings, "no blanks", 12)
-
-
-def test_a_prefix_that_nobody_uses_is_refused_before_anything_is_created(settings: Settings, new: Settings) -> None:
-    unused = msgspec.structs.replace(settings, prefix=settings.prefix + "typo.")
-    before = ends(settings)
-    with pytest.raises(Misuse, match=r"there is no topic .*typo\.events: is .*typo\. the prefix in use\?"):
-        growth.run(unused, new)
-    assert ends(settings) == before
-
-
-@pytest.mark.parametrize("act", [look, growth.run])
-def test_new_topics_with_another_number_of_partitions_are_refused(
-    settings: Settings, new: Settings, act: Callable[[Settings, Settings], Stand]
-) -> None:
-    topics.apply(clients.check_broker(new), new)
-    before = ends(settings)
-    with pytest.raises(Misuse, match="has 7 partitions, not 8: give --partitions as it has, or another --to"):
-        act(settings, msgspec.structs.replace(new, partitions=8))
-    assert ends(settings) == before
-
-
-def test_old_roles_that_still_run_are_refused_and_named(
-    settings: Settings, new: Settings, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    growth.run(settings, new)
-    monkeypatch.setattr(growth, "SILENCE_S", 0)
-    for role, topic in (("ranker", "events"), ("signals", "pairs")):
-        send(settings, topic, [(b"u1", b"x")])
-        member = clients.consumer(settings, settings.prefix + role)
-        member.subscribe([settings.prefix + topic])
-        wait_for(lambda member=member: member.poll(0.1) is not None)
-        before = ends(settings)
-        assert look(settings, new).running == [role]
-        with pytest.raises(Misuse, match=f"^{role} of {settings.prefix} still run"):
-            growth.run(settings, new)
-        assert ends(settings) == before
-        member.close()
-    send(new, "events", [(b"u1", b"x")])
-    early = clients.consumer(new, new.prefix + "ranker")  # has restored nothing, and has committed nothing yet
-    early.subscribe([new.prefix + "events"])
-    wait_for(lambda: early.poll(0.1) is not None)
-    with pytest.raises(Misuse, match=f"^ranker of {new.prefix} still run"):
-        growth.run(settings, new)
-    early.close()
-    assert growth.run(settings, new).complete
-
-
-def test_a_role_that_is_started_too_early_waits(
-    settings: Settings, new: Settings, start: Start, wait_for: Wait
-) -> None:
-    lived_in(settings)
-    growth.run(settings, new)
-    early: list[RankerTask] = []
-    admin = clients.admin(settings)
-
-    def begin(topic: str, done: int, of: int) -> None:
-        if not early:  # the first record of the state is on its way
-            early.extend((start(settings), start(new)))
-            wait_for(lambda: len(waiting()) == 4)
-
-    def waiting() -> set[str]:
-        listed = admin.list_consumer_groups().result().valid
-        return {g.group_id for g in listed if g.state.name == "PREPARING_REBALANCING" and settings.prefix in g.group_id}
-
-    stand = growth.run(settings, new, begin)
-    assert stand.hand_over == {"pairs": 12, "events": 40}
-    wait_for(lambda: early[1].counts["events"] == 40)
-    assert values(new, "profiles") == profiles_of(*clicks(USERS, "read"), *clicks(USERS, "unread"))
-    send_events(settings, clicks(["u1"], "old"))
-    wait_for(lambda: early[0].counts["events"] == 1)
-    assert (early[0].counts["events"], early[1].counts["events"]) == (1, 40), (
-        "the old ranker found nothing else to read"
-    )
-
-
-def test_a_member_that_was_expelled_commits_nothing(settings: Settings, wait_for: Wait) -> None:
-    send_events(settings, clicks(["u1"], "a"))
-    (record,) = read_topic(settings, "events")
-    producer = clients.producer(settings, f"{settings.prefix}grow")
-    producer.init_transactions(30)
-    with Hold(settings, "ranker", "events", range(4)) as member:
-        pass  # out of the group, as one is that the broker has not heard of for 10 s
-    other = clients.consumer(settings, settings.prefix + "ranker")
-    other.subscribe([settings.prefix + "events"])
-    wait_for(lambda: other.poll(0.05) is not None)
-    carrier = Carrier(producer, settings.prefix + "slates", (), member)
-    carrier.add(record)
-    with pytest.raises(KafkaException, match="UNKNOWN_MEMBER_ID"):
-        carrier.commit()
-    other.close()
-    producer.abort_transaction(30)
-    assert read_topic(settings, "slates") == []
-    assert set(committed_offsets(settings, "ranker", "events", [0, 1, 2, 3]).values()) == {0}
-
-
-@pytest.mark.parametrize(("role", "topic"), [("ranker", "events"), ("signals", "pairs")])
-def test_new_roles_that_began_without_the_state_are_refused(
-    settings: Settings, new: Settings, role: str, topic: str
-) -> None:
-    growth.run(settings, new)
-    send(new, topic, [(b"u1", b"x")])
-    commit(new, role, topic)
-    before = ends(settings)
-    for act in (look, growth.run):
-        with pytest.raises(Misuse, match="have begun without the state"):
-            act(settings, new)
-    assert ends(settings) == before
-
-
-def test_what_began_too_early_can_begin_again_without_a_loss(
-    settings: Settings, new: Settings, start: Start, wait_for: Wait
-) -> None:
-    """As docs/operations.md says."""
-    lived_in(settings)
-    growth.run(settings, new)
-    early = clicks(USERS, "early")
-    send_events(new, early)
-    ranker = start(new)
-    wait_for(lambda: ranker.counts["events"] == len(early))
-    start.end()  # type: ignore[attr-defined]
-    with pytest.raises(Misuse, match="have begun without the state"):
-        growth.run(settings, new)
-    admin = clients.admin(new)
-    idle = (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD)
-    wait_for(
-        lambda: (
-            not any(
-                group.group_id.startswith(new.prefix) and group.state not in idle
-                for group in admin.list_consumer_groups().result().valid
-            )
-        )
-    )
-    for future in admin.delete_consumer_groups([new.prefix + role for role in ("ranker", "signals")]).values():
-        future.result()
-    derived = [new.prefix + topic for topic in ("profiles", "signals", "pairs", "slates", "decisions")]
-    for future in admin.delete_topics(derived).values():
-        future.result()
-    assert {change.action for change in growth.run(settings, new).create} == {"create"}
-    assert growth.run(settings, new).complete
-    ranker = start(new)
-    wait_for(lambda: ranker.counts["events"] == len(early) + 40)
-    assert values(new, "profiles") == profiles_of(*clicks(USERS, "read"), *early, *clicks(USERS, "unread"))
-
-
-def test_a_generation_has_one_parent(settings: Settings, new: Settings) -> None:
-    grow(settings, new)
-    other = msgspec.structs.replace(settings, prefix=settings.prefix + "other.")
-    topics.apply(clients.check_broker(other), other)
-    with pytest.raises(Misuse, match=f"was grown from {settings.prefix}, not from {other.prefix}"):
-        growth.run(other, new)
-
-
-# --- killed, and typed --------------------------------------------------------------------------------------------------
-
+ROOT = Path(__file__).parents[1]
 DYING = """
 import os, sys, msgspec
 from streams import carrying, clients, growth
