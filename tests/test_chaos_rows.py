@@ -13,7 +13,7 @@ from chaos.arena import Row
 from streams.embedded import Embedded
 from streams.jars import fetch_kafka
 
-MODULES = (view, order, pills, resources)  # the small form of `poison` is tests/test_corpus.py
+MODULES = (view, order, pills, resources)  # the small form of `poison` is tests/test_corpus_stream.py
 Rows = Callable[[Embedded, Path, bool], list[Row]]
 
 
