@@ -80,6 +80,7 @@ class Ranker:
     def __init__(self, settings: Settings) -> None:
         self.task = RankerTask(settings, NoModels())
         self.task.shelf.catch_up()
+        self.task.warm_up()  # else the watchdog would take a compiler at work for a record that hangs
         self.worker, self._stop = Worker(settings, "ranker", self.task, "0"), threading.Event()
         self.error: BaseException | None = None
         self.rss: list[int] = [memory()]
