@@ -247,6 +247,7 @@ def default_sources(policy: Policy, index: "VectorIndex | None" = None) -> tuple
         CoVisitation(),
         Learned("ease"),
         Learned("ease", unseen=True),
+        Learned("lately", unseen=True),
         Learned("again"),
         Learned("fresh", unseen=True),
         SearchIntent(index),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
-from recsys.item_models import ItemModels
+from recsys.item_models import HALF_LIFE_S, ItemModels, weigh_lately
 from recsys.profiles import Profile, owns, read_log
 from recsys.signal_table import SignalTable
 from recsys.signals import DAY_S, WEIGHT
@@ -107,18 +107,17 @@ def see(request: Request, shop: Shop) -> Context:
 def _learn(
     shop: Shop, rows: NDArray[np.int64], age_s: NDArray[np.float64], basket: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """EASE on everything the user has, on what is recent, on the last basket; and what came next for others."""
+    """EASE on everything the user has, on the last basket; what goes with what is had lately; what came next for others."""
     models, catalogue = shop.item_models, shop.catalogue
     if not models.models:
         return {}
     has, inverse = np.unique(rows, return_inverse=True)
-    newest_s = np.full(len(has), np.inf)
-    np.minimum.at(newest_s, inverse, age_s)
+    decayed = np.bincount(inverse, 0.5 ** (age_s / HALF_LIFE_S), len(has)).astype(np.float64)
     alike = np.ones(len(has))
     return {
         "ease": models.follow("ease", has, alike, catalogue),
-        "ease_recent": models.follow("ease", has, 0.5 ** (newest_s / (60 * DAY_S)), catalogue),
         "ease_basket": models.follow("ease", basket, np.ones(len(basket)), catalogue),
+        "lately": models.follow("lately", has, weigh_lately(decayed), catalogue),
         "again": models.follow("again", has, alike, catalogue),
         "fresh": models.follow("fresh", has, alike, catalogue),
     }

@@ -83,6 +83,7 @@ _REASON: dict[str, Callable[[Context, int], str]] = {
     "co_visitation": _together,
     "ease": partial(_follows, "ease"),
     "ease_unseen": partial(_follows, "ease"),
+    "lately_unseen": partial(_follows, "lately"),
     "again": partial(_follows, "again"),
     "fresh_unseen": partial(_follows, "fresh"),
     "similar_text": _similar,

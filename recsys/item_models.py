@@ -12,6 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
+from recsys.signals import DAY_S
+
+HALF_LIFE_S = 60 * DAY_S  # of what the user has, for `lately`
+
+
+def weigh_lately(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a user has as `lately` reads it: the root of decayed counts, to unit length. counts: (H,), not negative.
+
+    Who buys much says no more than who buys little, a habit little more than a single purchase.
+
+    >>> weigh_lately(np.array([9.0, 16.0])).tolist()
+    [0.6, 0.8]
+    """
+    roots = np.sqrt(counts)
+    return np.asarray(roots / max(float(np.linalg.norm(roots)), 1e-9))
 
 
 class ItemModel(msgspec.Struct, frozen=True):

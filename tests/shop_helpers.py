@@ -151,4 +151,4 @@ def draw_item_models(catalogue: Catalogue, seed: int) -> ItemModels:
         weights = rng.choice([-0.5, 0.5, 1.0], columns.shape).astype(np.float32)
         return ItemModel(np.arange(count + 1) * (count // 3), columns.ravel(), weights.ravel())
 
-    return ItemModels(refs, {name: draw() for name in ("ease", "again", "fresh")})
+    return ItemModels(refs, {name: draw() for name in ("ease", "lately", "again", "fresh")})

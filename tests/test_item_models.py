@@ -12,7 +12,7 @@ from shop_helpers import draw_item_models, plain
 
 from models.history import History
 from models.item_files import load_item_models, save_item_models
-from models.item_models import KEEP, MONTH_S, MONTHS, fit_item_models
+from models.item_models import KEEP, MONTH_S, MONTHS, UNIT, fit_item_models
 from recsys.catalogue import Catalogue, Item, item_ref
 from recsys.item_models import ItemModel, ItemModels
 from recsys.profiles import PURCHASE
@@ -54,6 +54,20 @@ def test_ease_is_its_closed_form_with_a_zero_diagonal(history: History) -> None:
     expected = np.eye(x.shape[1]) - inverse / np.diag(inverse)
     np.testing.assert_allclose(dense(models, "ease"), expected, atol=1e-4)
     assert np.abs(np.diag(dense(models, "ease"))).max() == 0
+
+
+def test_lately_is_ease_of_what_users_had_with_the_newer_weighing_more(history: History) -> None:
+    models = fit_item_models(history, T, 30, PENALTY)
+    column = {ref: at for at, ref in enumerate(models.refs.tolist())}
+    x = np.zeros((len(history.user_ids), len(column)))
+    for user, item, ts_s, action in zip(history.user, history.item, history.ts_s, history.action, strict=True):
+        at = column.get(item_ref(history.items[item].item))
+        if action == PURCHASE and ts_s < T and at is not None:
+            x[user, at] += 0.5 ** ((T - ts_s) / (60 * DAY_S))
+    x = np.sqrt(x) / np.linalg.norm(np.sqrt(x), axis=1, keepdims=True).clip(min=1e-9)
+    inverse = np.linalg.inv(x.T @ x + PENALTY / UNIT * np.eye(x.shape[1]))
+    expected = np.eye(x.shape[1]) - inverse / np.diag(inverse)
+    np.testing.assert_allclose(dense(models, "lately"), expected, atol=1e-4)
 
 
 def test_the_ridges_go_from_what_users_had_to_what_they_bought_in_the_month_after(history: History) -> None:

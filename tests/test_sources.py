@@ -158,7 +158,7 @@ def test_a_stranger_is_offered_what_trends_what_is_new_and_if_need_be_what_there
 
 
 def test_every_source_has_a_name_of_its_own() -> None:
-    assert len(SOURCES) == len(default_sources(Policy())) == 12
+    assert len(SOURCES) == len(default_sources(Policy())) == 13
 
 
 # --- each of them -----------------------------------------------------------------------------------------------------
