@@ -1,5 +1,4 @@
-"""Fits the item-item models of a release: EASE twice, and two ridge regressions from what users had to what they bought
-next.
+"""Fits the item-item models of a release: EASE twice, and two ridge regressions from what users had to what came next.
 
 Dense linear algebra over the items that most users bought, in closed form: no epochs, no seed. What they are for:
 `recsys/item_models.py`. Called by training, and by evaluation at each origin.
@@ -19,9 +18,7 @@ from recsys.signals import DAY_S
 NAMES = ("ease", "lately", "again", "fresh")
 KEEP = 128  # heaviest weights of an item; with 64, new items lose 2 % of NDCG (Online Retail, 2011-08-05)
 MIN_BUYERS = 3  # below that an item's row is noise
-UNIT = (
-    30  # a user of `lately` has length 1, one of `ease` that of a few dozen items: the same λ there means so much more
-)
+UNIT = 30  # λ of `ease` over that of `lately`, whose users have length 1 instead of √items; not searched
 MONTH_S = 28 * DAY_S
 # Months before the moment that the ridges learn from, with their weights: tastes of a year ago are another season's.
 MONTHS = ((1, 1.0), (2, 0.7), (3, 0.5))
@@ -31,7 +28,7 @@ def fit_item_models(history: History, until_s: int, most: int, penalty: float) -
     """All models of the purchases before a moment.
 
     most: items, those with most buyers. penalty: λ of every regression, > 0.
-    O(most³): 1 s for 2,700 items, 18 s for 6,000, one core.
+    O(most³): 1 s for 2,700 items, 15 s for 6,000, one core.
     """
     past = history.before(until_s).purchases()
     n, column_of = len(history.items), np.full(len(history.items), -1)
