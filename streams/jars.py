@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from recsys.errors import Unavailable
+from recsys.errors import Unavailable, how_to_install
 
 KAFKA = "org.apache.kafka:kafka_2.13"
-REMEDY = "install the extra: pip install 'slatecast[demo]'"
+REMEDY = how_to_install("demo")
 
 
 def deploy_file(name: str) -> Path:

@@ -124,8 +124,8 @@ def open_store(folder: Path, log_id: str, partition: int, begin: int, end: int) 
         store = Store(folder, log_id, partition)
         why_not = _refuse(store.mark, log_id, partition, begin, end)
     except StoreBroken as error:
-        if "lock" in str(error).lower():  # a stopped twin of ours still has it open
-            raise
+        if "lock" in str(error).lower():
+            raise StoreBroken(f"another process holds it, perhaps one with this --instance: {error}") from error
         store, why_not = None, str(error)
     except msgspec.DecodeError as error:
         store, why_not = None, f"its mark is unreadable: {error}"

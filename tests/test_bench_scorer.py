@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.export import default_weights
 from models.sequence_export import PARITY
-from recsys.errors import ModelRejected, Unavailable
+from recsys.errors import ModelRejected, Unavailable, how_to_install
 from recsys.scoring import TRAIL, Ask
 from streams.bench import scorer
 from streams.bench.scorer import PEERS, compare, largest_difference, real_titles, running, start
@@ -117,7 +117,7 @@ def test_a_peer_that_is_not_there_is_said_in_one_line(
     out, err = capsys.readouterr()
     assert (left.value.code, out) == (1, "")
     (line,) = err.strip().splitlines()
-    assert line.endswith("embedder-of-the-future: not installed, to compare with: pip install 'slatecast[bench]'")
+    assert line.endswith(f"embedder-of-the-future: not installed, to compare with: {how_to_install('bench')}")
     assert not list(tmp_path.iterdir())
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from models.export import EXPORT_LIMIT_S, QUIET, default_weights, export_tower
 from models.files import read_rows
 from models.presets import PRESETS, find_complete_journey
-from recsys.errors import ModelRejected, Unavailable
+from recsys.errors import ModelRejected, Unavailable, how_to_install
 from streams.bench import scorer_ours, scorer_peers
 from streams.bench.ground import ENGINE_CORE, command, environ
 from streams.bench.scorer_ours import ISOLATION_CASES
@@ -168,7 +168,7 @@ def check_installed(modules: Mapping[str, str]) -> None:
     """Raises Unavailable naming what is missing: a peer that is not there is no peer that was beaten."""
     missing = [name for module, name in modules.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise Unavailable(f"{' and '.join(missing)}: not installed, to compare with: pip install 'slatecast[bench]'")
+        raise Unavailable(f"{' and '.join(missing)}: not installed, to compare with: {how_to_install('bench')}")
 
 
 def real_titles(count: int) -> list[str]:

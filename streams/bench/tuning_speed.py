@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from recsys.errors import Unavailable
+from recsys.errors import Unavailable, how_to_install
 
 ENGINES = ("ours", "ours, one call", "ours, sorted", "sentence-transformers", "sentence-transformers, bfloat16")
 WARM = 2  # steps that are not timed: threads start, memory is mapped
@@ -80,7 +80,7 @@ def draw_texts(count: int, seed: int = 0) -> list[str]:
 def measure(base: Path, steps: int, batch: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Ratios of steps a second. Raises Unavailable without sentence-transformers."""
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise Unavailable("the peer is not installed: pip install 'slatecast[bench]'")
+        raise Unavailable(f"the peer is not installed: {how_to_install('bench')}")
     found: dict[str, list[Speed]] = {engine: [] for engine in ENGINES}
     for number in range(rounds):
         for engine in ENGINES[:: 1 if number % 2 == 0 else -1]:

@@ -7,7 +7,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from recsys.errors import Misuse
+from recsys.errors import Misuse, how_to_install
 from streams.cli.learn import least_buyers, past_and_texts, show_compared, table_of
 from streams.cli.options import connection_options, json_option, print_json, set_option, stderr, steps
 from streams.settings import Settings
@@ -96,7 +96,7 @@ def tune(
     try:
         plot_tuned(result, out)
     except ImportError:
-        stderr.print("no plot: pip install 'slatecast\\[plots]'")
+        stderr.print(f"no plot: {how_to_install('plots')}", markup=False)
     if as_json:
         print_json(result)
     else:
