@@ -25,7 +25,8 @@ class Doubtful:
         self.called.append("commit")
         if len(self.called) == 1:
             self._first(self._real)
-        self._real.commit_transaction(*arguments)
+        else:
+            self._real.commit_transaction(*arguments)
 
     def abort_transaction(self, *arguments: float) -> None:
         self.called.append("abort")
@@ -55,8 +56,8 @@ def commit(settings: Settings, transactions: Transactions, member: Consumer, tex
 
 
 def time_out(real: Any) -> None:
+    """Nearly always: on a busy machine the broker may have answered before the client looks."""
     real.commit_transaction(0.0001)
-    raise AssertionError("it was to time out")
 
 
 def happen_unseen(real: Any) -> None:
@@ -66,9 +67,14 @@ def happen_unseen(real: Any) -> None:
 
 def test_a_commit_that_timed_out_is_repeated_and_never_undone(settings: Settings, member: Consumer) -> None:
     transactions, producer = fenced_in(settings, time_out)
-    commit(settings, transactions, member, b"once")
-    assert producer.called == ["commit", "commit"]
-    assert [record.value for record in read_topic(settings, "slates")] == [b"once"]
+    texts = []
+    while producer.called != ["commit", "commit"]:
+        assert len(texts) < 50, "no commit has timed out"
+        assert producer.called in ([], ["commit"])
+        producer.called.clear()
+        texts.append(b"once, %d" % len(texts))
+        commit(settings, transactions, member, texts[-1])
+    assert [record.value for record in read_topic(settings, "slates")] == texts
     assert committed_offsets(settings, "ranker", "events", [0]) == {0: 1}
 
 
