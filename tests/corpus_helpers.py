@@ -8,13 +8,16 @@ import sys
 import time
 import tomllib
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgspec
+
+from recsys.events import decode_event, event_hash
+from recsys.profiles import EMPTY, Profile, apply, encode_profile
 
 FOLDER = Path(__file__).parent / "corpus"
 T = 1_700_000_000_000  # of every event that says nothing else
@@ -142,6 +145,17 @@ def main() -> None:
             file = folder / f"{kind.name}.bin"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(kind.value)
+
+
+def expected_profiles(kinds: Iterable[Kind]) -> dict[str, bytes]:
+    """What is used, computed directly."""
+    profiles: dict[str, Profile] = {}
+    for kind in kinds:
+        if kind.verdict == "used":
+            event = decode_event(kind.value or b"")
+            before = profiles.get(event.user, EMPTY)
+            profiles[event.user] = apply(before, event, event_hash(event, kind.value or b""))
+    return {user: encode_profile(profile) for user, profile in profiles.items()}
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ from random import Random
 import msgspec
 import pytest
 from confluent_kafka import KafkaError, Message
-from corpus_helpers import REJECTED, Kind, read_corpus
+from corpus_helpers import REJECTED, Kind, expected_profiles, read_corpus
 from stream_helpers import read_slates, read_topic, send_items
 from verdict_helpers import QUERIES, assert_kept
 
 from models.serving import NoModels
 from recsys.catalogue import Item
-from recsys.events import Cart, Click, Purchase, Search, View, decode_event, encode_event, event_hash
-from recsys.profiles import EMPTY, Profile, apply, encode_profile
+from recsys.events import Cart, Click, Purchase, Search, View, decode_event, encode_event
 from streams import clients, topics
 from streams.cli.main import main
 from streams.materialiser import Materialiser, slate_key
@@ -129,17 +128,6 @@ def good_events(now_ms: int) -> list[Kind]:
         Kind(f"good/{n}", "used", "", "events", e.user.encode(), encode_event(e), (BACKFILL,))
         for n, e in enumerate(made)
     ]
-
-
-def expected_profiles(kinds: Iterable[Kind]) -> dict[str, bytes]:
-    """What is used, computed directly."""
-    profiles: dict[str, Profile] = {}
-    for kind in kinds:
-        if kind.verdict == "used":
-            event = decode_event(kind.value or b"")
-            before = profiles.get(event.user, EMPTY)
-            profiles[event.user] = apply(before, event, event_hash(event, kind.value or b""))
-    return {user: encode_profile(profile) for user, profile in profiles.items()}
 
 
 def test_the_whole_corpus_among_good_events_changes_nothing_for_them(

@@ -9,7 +9,7 @@ from shop_helpers import T, at_ms, bought, clicked, live, plain, remember, searc
 from recsys.catalogue import Catalogue, Item
 from recsys.context import Shop
 from recsys.policy import Policy
-from recsys.scoring import Scored
+from recsys.scoring import Score, Scored
 from recsys.signal_table import SignalTable
 from recsys.signals import Signal
 
@@ -55,26 +55,27 @@ def test_a_search_changes_the_list_and_the_reason_says_so() -> None:
     assert draft.items[0].source == "search_intent"
 
 
-def test_what_everybody_is_shown_gives_way() -> None:
+def shown_often() -> tuple[Shop, Score]:
+    """Three items, of which the second was shown to everybody, and a scorer that likes it best."""
     catalogue = plain(3)
     signals = SignalTable(catalogue)
     for row, exposure in enumerate((0.0, 30.0, 0.0)):
         signals.update(row, Signal(T, short=1.0, exposure=exposure))
-    score = lambda asks, vectors: Scored(np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32), "given")  # noqa: E731
-    shop = Shop(catalogue, signals)
+    logits = np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32)
+    return Shop(catalogue, signals), lambda asks, vectors: Scored(logits, "given")
+
+
+def test_what_everybody_is_shown_gives_way() -> None:
+    shop, score = shown_often()
     two = msgspec.structs.replace(RELEVANCE, slate_size=2)
     assert ids(one(shop, ask(), two, score)) == ["i1", "i0"]
     assert ids(one(shop, ask(), msgspec.structs.replace(two, exposure_penalty=1.0), score)) == ["i0", "i2"]
 
 
 def test_what_others_were_shown_decides_who_is_on_a_list_and_not_the_order() -> None:
-    catalogue = plain(3)
-    signals = SignalTable(catalogue)
-    for row, exposure in enumerate((0.0, 30.0, 0.0)):
-        signals.update(row, Signal(T, short=1.0, exposure=exposure))
-    score = lambda asks, vectors: Scored(np.array([[1, 1], [1.1, 1], [0.9, 1]], np.float32), "given")  # noqa: E731
+    shop, score = shown_often()
     priced = msgspec.structs.replace(RELEVANCE, exposure_penalty=1.0)
-    assert ids(one(Shop(catalogue, signals), ask(), priced, score)) == ["i1", "i0", "i2"]
+    assert ids(one(shop, ask(), priced, score)) == ["i1", "i0", "i2"]
 
 
 def test_every_source_keeps_its_voice_whatever_the_score() -> None:

@@ -21,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 
 from streams.settings import load_settings
 
@@ -64,6 +65,11 @@ set_option = click.option(
 wandb_option = click.option(
     "--wandb", is_flag=True, help="Send the run's figures to Weights & Biases too, if installed."
 )
+
+
+def bare_table(*columns: str) -> Table:
+    """A table without lines, for lists that people and `grep` read."""
+    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
 def print_json(value: object) -> None:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from recsys.errors import Misuse, ModelRejected
-from streams.cli.options import connection_options, json_option, print_json, stderr
+from streams.cli.options import bare_table, connection_options, json_option, print_json, stderr
 from streams.cli.printable import printable
 from streams.settings import Settings
 
@@ -41,7 +40,7 @@ def list_(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json([_about(release) | {"champion": release.folder == serving} for release in found])
         return
-    table = Table("release", "made", "data until", "NDCG@10", "MB", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = bare_table("release", "made", "data until", "NDCG@10", "MB", "")
     for release in found:
         manifest, role = release.manifest, "champion" if release.folder == serving else ""
         figure = manifest.metrics.get("ndcg_at_10")

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from recsys.errors import Misuse
-from streams.cli.options import connection_options, json_option, print_json, stderr
+from streams.cli.options import bare_table, connection_options, json_option, print_json, stderr
 from streams.cli.printable import printable
 from streams.settings import Settings
 
@@ -39,7 +38,7 @@ def list_(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = _table("run", "source", "until", "ended", "took", "result")
+    table = bare_table("run", "source", "until", "ended", "took", "result")
     for about in found:
         until = _day(about.window.until_ts_ms)
         table.add_row(
@@ -72,7 +71,7 @@ def show(settings: Settings, run: str, as_json: bool) -> None:
     console.print(f"{folder}: {about.ended}" + (f", {printable(about.reason)}" if about.reason else ""))
     for path, value in flatten(msgspec.to_builtins(about)).items():
         console.print(f"  {path:40} {printable(str(value))}", markup=False)
-    table = _table("figure", "steps", "first", "last", "least", "most")
+    table = bare_table("figure", "steps", "first", "last", "least", "most")
     for name, of in lines.items():
         values = [one.value for one in of]
         table.add_row(
@@ -101,7 +100,7 @@ def diff(settings: Settings, first: str, second: str, as_json: bool) -> None:
     if as_json:
         print_json({"first": one.id, "second": other.id, "differences": found})
         return
-    table = _table("", one.id, other.id)
+    table = bare_table("", one.id, other.id)
     for path, values in found.items():
         table.add_row(path, *(printable(str(value)) for value in values))
     Console(highlight=False, width=160).print(table)
@@ -127,7 +126,3 @@ def _day(ts_ms: int) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d")
-
-
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))

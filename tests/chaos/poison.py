@@ -13,10 +13,9 @@ from random import Random
 import msgspec
 from chaos.arena import Arena, Row, arena, attempt, make_events, rss_mib, wait_for
 from confluent_kafka import KafkaError, Message
-from corpus_helpers import REJECTED, Kind, read_corpus
+from corpus_helpers import REJECTED, Kind, expected_profiles, read_corpus
 
-from recsys.events import decode_event, encode_event, event_hash
-from recsys.profiles import EMPTY, Profile, apply, encode_profile
+from recsys.events import encode_event
 from streams import clients
 from streams.embedded import Embedded
 from streams.records import Record
@@ -56,7 +55,7 @@ def run(services: Embedded, folder: Path, times: int, good: int, users: int) -> 
             wrong += place not in bad or not _is_exact(bad[place], reject)
         judged = ring.judge(events)
         found = {(r.key or b"").decode(): r.value for r in sorted(ring.read("profiles"), key=lambda r: r.offset)}
-        expected = _profiles(sent)
+        expected = expected_profiles(sent)
         differ = sum(found.get(user) != expected.get(user) for user in found.keys() | expected.keys())
         missing, twice = len(bad.keys() - verdicts.keys()), sum(n - 1 for n in verdicts.values())
         ends = (process.poll() is not None) + ring.log("ranker").read_text().count("one at a time")
@@ -119,17 +118,6 @@ def _send(ring: Arena, kinds: Sequence[Kind]) -> dict[Place, Kind]:
                 producer.poll(0.1)
     assert producer.flush(60) == 0
     return places
-
-
-def _profiles(sent: Sequence[Kind]) -> dict[str, bytes]:
-    """What is used, by user."""
-    profiles = dict[str, Profile]()
-    for kind in sent:
-        if kind.verdict == "used":
-            event = decode_event(kind.value or b"")
-            before = profiles.get(event.user, EMPTY)
-            profiles[event.user] = apply(before, event, event_hash(event, kind.value or b""))
-    return {user: encode_profile(profile) for user, profile in profiles.items()}
 
 
 def _is_exact(kind: Kind, reject: Record) -> bool:
