@@ -44,7 +44,7 @@ STOP_S = 8.0  # a role needs at most 5 s to commit what it holds
 def run_role(settings: Settings, role: str, instance: str, stop: threading.Event) -> None:
     """Be one role until `stop` is set."""
     health = Health(role)
-    server = serve(settings.metrics_port, health) if settings.metrics_port else None
+    server = serve(settings.metrics_port, health, settings.metrics_host) if settings.metrics_port else None
     try:
         if not await_broker(settings, health, stop):
             return

@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     home: str = "var"  # models, jars, copies of state, data of the embedded services
     state: Literal["memory", "disk"] = "memory"  # disk: for more profiles than memory holds; a tenth slower
     metrics_port: Annotated[int, Meta(ge=0, le=65_000)] = 0  # of the first role, the next has the next; 0: none
+    metrics_host: str = ""  # the address of this machine that it listens on; empty: all of IPv4
     # auto: a GPU where there is one; require: no list without; fast: where there is one, half precision and CUDA graphs.
     gpu: Literal["auto", "require", "fast"] = "auto"
     # The deep stage (models/deep.py), off by default: a decoder's folder, or the name of one in a package.

@@ -6,6 +6,8 @@ Updated by the worker, the ranker and the materialiser; served by `run_role`.
 """
 
 import contextlib
+import errno
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -102,8 +104,15 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
-def serve(port: int, health: Health, host: str = "") -> _Server:
-    """Show metrics and health on a port until `shutdown`. Port 0 takes a free one. Raises Unavailable."""
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def serve(port: int, health: Health, host: str) -> _Server:
+    """Show metrics and health on a port until `shutdown`. Port 0 takes a free one. Raises Unavailable.
+
+    host: a name or an address of this machine, IPv6 too; empty: all addresses of IPv4.
+    """
     metrics = make_wsgi_app()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -120,8 +129,11 @@ def serve(port: int, health: Health, host: str = "") -> _Server:
         return [msgspec.json.encode(said) + b"\n"]
 
     try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        kind = _Server6 if ":" in host else _Server
+        server = make_server(host, port, app, server_class=kind, handler_class=_Quiet)
     except OSError as error:
-        raise Unavailable(f"port {port} for metrics: {error.strerror}; choose another with --metrics-port") from None
+        remedy = "choose another with --metrics-port" if error.errno == errno.EADDRINUSE else "see metrics_host"
+        where = f"port {port} of {host}" if host else f"port {port}"
+        raise Unavailable(f"{where} for metrics: {error.strerror}; {remedy}") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

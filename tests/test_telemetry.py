@@ -363,6 +363,39 @@ def test_a_port_that_is_taken_is_one_clear_line(served: int, settings: Settings)
     assert str(said.value) == f"port {served} for metrics: Address already in use; choose another with --metrics-port"
 
 
+def has_ipv6() -> bool:
+    """Containers often have none."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", pytest.param("::1", marks=WITH_IPV6)])
+def test_it_listens_on_the_address_that_is_named_and_on_no_other(host: str, health: Health) -> None:
+    server = serve(0, health, host)
+    try:
+        with socket.create_connection((host, server.server_port), timeout=10) as scrape:
+            scrape.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            assert scrape.recv(12) == b"HTTP/1.0 200"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_address_that_is_not_this_machines_is_one_clear_line(settings: Settings) -> None:
+    own = msgspec.structs.replace(settings, metrics_port=9400, metrics_host="192.0.2.1")
+    with pytest.raises(Unavailable) as said:
+        run_role(own, "ranker", "0", Event())
+    assert str(said.value) == "port 9400 of 192.0.2.1 for metrics: Cannot assign requested address; see metrics_host"
+
+
 def test_without_a_port_nothing_listens(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("streams.roles.serve", lambda *_: pytest.fail("it listens"))
     stop = Event()
