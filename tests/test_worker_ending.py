@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -55,6 +56,39 @@ def test_an_idle_worker_ends_when_another_takes_its_name(settings: Settings, sta
     click(settings, "a")
     wait_for(lambda: second.processed == 1)
     assert counts(settings) == {"a": 2}
+
+
+def test_two_runs_of_one_instance_take_turns_and_lose_nothing(
+    settings: Settings, tmp_path: Path, wait_for: Wait
+) -> None:
+    runs = [Supervisor(settings, ("ranker",), tmp_path / f"{n}.log") for n in range(2)]
+    sent, fenced = list[Click](), [False, False]
+
+    def have_taken_turns() -> bool:
+        if records_behind(clients.admin(settings), settings, "ranker", "events") == 0:
+            more = [Click(user=f"u{len(sent) + n}", item="i1", ts_ms=time.time_ns() // 1_000_000) for n in range(20)]
+            send_events(settings, more)
+            sent.extend(more)
+        for n, run in enumerate(runs):
+            ended = run.processes["ranker"].poll()
+            assert ended in (None, Stopped.exit_code), (tmp_path / f"{n}.log").read_text()
+            fenced[n] |= ended == Stopped.exit_code
+            run.tend()
+        return all(fenced)
+
+    def all_is_done() -> bool:
+        runs[0].tend()
+        return records_behind(clients.admin(settings), settings, "ranker", "events") == 0
+
+    try:
+        wait_for(have_taken_turns)
+        runs.pop().stop()
+        wait_for(all_is_done)
+    finally:
+        for run in runs:
+            run.stop()
+    written = Counter(record.key for record in read_topic(settings, "profiles"))
+    assert written == Counter(click.user.encode() for click in sent), "every click once"
 
 
 def test_what_retention_has_overtaken_is_an_error_never_a_jump(
