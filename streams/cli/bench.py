@@ -12,7 +12,7 @@ from rich.table import Table
 from streams import embedded
 from streams.bench.ground import ENGINE_CORE
 from streams.cli.bench_texts import texts, tune_text
-from streams.cli.options import connection_options, json_option, print_json, stderr
+from streams.cli.options import connection_options, home_options, json_option, print_json, stderr
 from streams.cli.services import fetch_jars
 from streams.settings import Settings
 
@@ -111,7 +111,7 @@ def scale(settings: Settings, seconds: float, rounds: int, as_json: bool) -> Non
 )
 @click.option("--tower", type=click.Path(path_type=Path), help="Text tower: a local Hugging Face encoder folder.")
 @rounds_option
-@connection_options
+@home_options
 @json_option
 def scorer(settings: Settings, texts: int, pairs: int, tower: Path | None, rounds: int, as_json: bool) -> None:
     """The scores of a list against a cross-encoder; embedding against fastembed; bits, start-up, memory.
@@ -132,9 +132,8 @@ def scorer(settings: Settings, texts: int, pairs: int, tower: Path | None, round
 @bench.command()
 @click.option("--lists", default=48, show_default=True, type=click.IntRange(1), help="Of each of the sixteen shapes.")
 @rounds_option
-@connection_options
 @json_option
-def diversify(settings: Settings, lists: int, rounds: int, as_json: bool) -> None:
+def diversify(lists: int, rounds: int, as_json: bool) -> None:
     """Re-ranking against pyversity: MMR, DPP, SSD, SSD in a window; 200 and 1000 candidates, lists of 20 and 50.
 
     One process, one core, 384 dimensions, half a minute, no broker. Vectors are normalised once, as the catalogue does;

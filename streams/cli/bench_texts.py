@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from streams.cli.options import connection_options, json_option, print_json, stderr, steps
+from streams.cli.options import home_options, json_option, print_json, stderr, steps
 from streams.settings import Settings
 
 
@@ -21,7 +21,7 @@ from streams.settings import Settings
               " an item: its title, or what rankers read.")  # fmt: skip
 @click.option("--dim", default=384, show_default=True, type=click.IntRange(1), help="Whiten to so many dimensions.")
 @click.option("--seed", default=0, show_default=True, help="Of what is cold when, and of the bootstrap.")
-@connection_options
+@home_options
 @json_option
 def texts(
     settings: Settings,
@@ -74,7 +74,7 @@ def texts(
 @click.option("--origin", help="Moment to tune and judge at  [as the last one of `slatecast evaluate`]")
 @click.option("--min-buyers", type=click.IntRange(min=1), help="As in `slatecast evaluate`  [5; completejourney 30]")
 @click.option("--seed", default=0, show_default=True, help="Of what is cold, and of the bootstrap.")
-@connection_options
+@home_options
 @json_option
 def tune_text(
     settings: Settings,

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from recsys.errors import Misuse, ModelRejected
-from streams.cli.options import connection_options, json_option, print_json, stderr, steps
+from streams.cli.options import home_options, json_option, print_json, stderr, steps
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--origin", help="The moment to judge at; calibration reads what is in the shop by then  [four weeks before"
               " the end]")  # fmt: skip
 @click.option("--min-buyers", type=click.IntRange(min=1), help="As of `evaluate`.")
-@connection_options
+@home_options
 @json_option
 def compress(
     settings: Settings,

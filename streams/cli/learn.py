@@ -14,7 +14,7 @@ from rich.table import Table
 from recsys.catalogue import item_text
 from recsys.errors import Misuse
 from recsys.policy import Policy, Share
-from streams.cli.options import connection_options, json_option, print_json, set_option, steps
+from streams.cli.options import home_options, json_option, print_json, set_option, steps
 from streams.settings import Settings
 
 if TYPE_CHECKING:  # the models come with SciPy, and `slatecast --help` must not wait for it
@@ -47,7 +47,7 @@ TASKS = {"new": "what the user had not bought before", "all": "repeats count too
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw frontier.svg and bands.svg into this folder; with"
               " --diversity diversity.svg.")  # fmt: skip
 @set_option
-@connection_options
+@home_options
 @json_option
 def evaluate(
     settings: Settings,

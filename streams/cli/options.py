@@ -32,23 +32,40 @@ if not stderr.is_terminal and "COLUMNS" not in os.environ:
 CONFIG = Path("slatecast.toml")
 
 
-def connection_options(command: F) -> F:
-    """Give a command `--bootstrap --redis --prefix --home --config` as one argument `settings`."""
+_OPTIONS = {
+    "bootstrap": click.option(
+        "--bootstrap", help="Kafka, host:port[,…]  [SLATECAST_BOOTSTRAP; default: what `slatecast up` runs]"
+    ),
+    "redis": click.option("--redis", help="Redis, redis://host:port/0  [SLATECAST_REDIS]"),
+    "prefix": click.option(
+        "--prefix", help="Prefix of topics and keys, one per tenant  [SLATECAST_PREFIX; slatecast.]"
+    ),
+    "home": click.option("--home", help="Folder of models, jars and embedded data  [SLATECAST_HOME; var]"),
+    "config": click.option(
+        "--config", type=click.Path(path_type=Path), help="Settings file  [slatecast.toml, if there]"
+    ),
+}
 
-    @click.option("--bootstrap", help="Kafka, host:port[,…]  [SLATECAST_BOOTSTRAP; default: what `slatecast up` runs]")
-    @click.option("--redis", help="Redis, redis://host:port/0  [SLATECAST_REDIS]")
-    @click.option("--prefix", help="Prefix of topics and keys, one per tenant  [SLATECAST_PREFIX; slatecast.]")
-    @click.option("--home", help="Folder of models, jars and embedded data  [SLATECAST_HOME; var]")
-    @click.option("--config", type=click.Path(path_type=Path), help="Settings file  [slatecast.toml, if there]")
-    @wraps(command)
-    def with_settings(
-        bootstrap: str | None, redis: str | None, prefix: str | None, home: str | None, config: Path | None, **rest: Any
-    ) -> Any:
-        file = config or (CONFIG if CONFIG.is_file() else None)
-        chosen = {"bootstrap": bootstrap, "redis": redis, "prefix": prefix, "home": home}
-        return command(settings=load_settings(file, chosen, os.environ), **rest)
 
-    return with_settings  # type: ignore[return-value]
+def settings_options(*names: str) -> Callable[[F], F]:
+    """Give a command these options, and --config, as one argument `settings`."""
+
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_settings(config: Path | None, **rest: Any) -> Any:
+            file = config or (CONFIG if CONFIG.is_file() else None)
+            chosen = {name: rest.pop(name) for name in names}
+            return command(settings=load_settings(file, chosen, os.environ), **rest)
+
+        for name in ("config", *reversed(names)):
+            with_settings = _OPTIONS[name](with_settings)
+        return with_settings  # type: ignore[return-value]
+
+    return decorate
+
+
+connection_options = settings_options("bootstrap", "redis", "prefix", "home")
+home_options = settings_options("home")  # where neither Kafka nor Redis is asked
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from recsys.errors import Misuse, ModelRejected
-from streams.cli.options import bare_table, connection_options, json_option, print_json, stderr
+from streams.cli.options import bare_table, home_options, json_option, print_json, stderr
 from streams.cli.printable import printable
 from streams.settings import Settings
 
@@ -22,7 +22,7 @@ def releases() -> None:
 
 
 @releases.command(name="list")
-@connection_options
+@home_options
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
     """List all releases, oldest first, and which is champion.
@@ -57,7 +57,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 
 @releases.command()
 @click.argument("release")
-@connection_options
+@home_options
 @json_option
 def promote(settings: Settings, release: str, as_json: bool) -> None:
     """Make a release the champion: rankers take it up between two batches. The way back from a bad one.
@@ -89,7 +89,7 @@ def promote(settings: Settings, release: str, as_json: bool) -> None:
 @releases.command()
 @click.option("--keep", type=click.IntRange(min=1), default=5, show_default=True, help="The newest that stay.")
 @click.option("--execute", is_flag=True, help="Do it. Without this, only say what would be done.")
-@connection_options
+@home_options
 @json_option
 def prune(settings: Settings, keep: int, execute: bool, as_json: bool) -> None:
     """Remove old releases. The champion stays, and so does the one that a ranker opened last.

@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 
 from recsys.errors import Misuse
-from streams.cli.options import bare_table, connection_options, json_option, print_json, stderr
+from streams.cli.options import bare_table, home_options, json_option, print_json, stderr
 from streams.cli.printable import printable
 from streams.settings import Settings
 
@@ -22,7 +22,7 @@ def runs() -> None:
 
 
 @runs.command(name="list")
-@connection_options
+@home_options
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
     """List all runs, oldest first.
@@ -49,7 +49,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("run", default="last")
-@connection_options
+@home_options
 @json_option
 def show(settings: Settings, run: str, as_json: bool) -> None:
     """Show a run: its settings, data, environment, figures, result.
@@ -83,7 +83,7 @@ def show(settings: Settings, run: str, as_json: bool) -> None:
 @runs.command()
 @click.argument("first")
 @click.argument("second", default="last")
-@connection_options
+@home_options
 @json_option
 def diff(settings: Settings, first: str, second: str, as_json: bool) -> None:
     """Show what two runs did otherwise and what came of it: only what differs.

@@ -12,13 +12,22 @@ from rich.table import Table
 
 from streams import clients, embedded, growth, jars
 from streams import topics as topic_plans
-from streams.cli.options import connection_options, json_option, print_json, progress, stderr, steps
+from streams.cli.options import (
+    connection_options,
+    home_options,
+    json_option,
+    print_json,
+    progress,
+    settings_options,
+    stderr,
+    steps,
+)
 from streams.doctor import examine
 from streams.settings import Running, Settings, running_file
 
 
 @click.command()
-@connection_options
+@settings_options("prefix", "home")
 def up(settings: Settings) -> None:
     """Run Kafka and Valkey for development until Ctrl-C.
 
@@ -55,7 +64,7 @@ def kafka() -> None:
 
 
 @kafka.command()
-@connection_options
+@home_options
 def fetch(settings: Settings) -> None:
     """Fetch Kafka's jars once and check them against deploy/kafka/jars.lock.
 

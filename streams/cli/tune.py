@@ -9,7 +9,7 @@ from rich.console import Console
 
 from recsys.errors import Misuse, how_to_install
 from streams.cli.learn import least_buyers, past_and_texts, show_compared, table_of
-from streams.cli.options import connection_options, json_option, print_json, set_option, stderr, steps
+from streams.cli.options import home_options, json_option, print_json, set_option, stderr, steps
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SHOWN = 12  # of the policies tried, on a terminal; the file has all
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="Fit the scorer so often.")
 @click.option("--tower", type=click.Path(path_type=Path), help="Text tower, as of `train`.")
 @set_option
-@connection_options
+@home_options
 @json_option
 def tune(
     settings: Settings,

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from recsys.errors import Misuse
-from streams.cli.options import connection_options, json_option, print_json, stderr, steps, wandb_option
+from streams.cli.options import home_options, json_option, print_json, stderr, steps, wandb_option
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
 @click.option("--print-settings", is_flag=True, help="Print all settings with unit and reason, and end.")
 @wandb_option
-@connection_options
+@home_options
 @json_option
 def tune_text(
     settings: Settings,

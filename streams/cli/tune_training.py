@@ -9,7 +9,7 @@ import msgspec
 
 from recsys.errors import Misuse
 from streams.cli.options import (
-    connection_options,
+    home_options,
     json_option,
     print_json,
     set_option,
@@ -33,7 +33,7 @@ from streams.settings import Settings
 @click.option("--settings", "file", type=click.Path(path_type=Path), help="TOML to begin with, as of `train`.")
 @set_option
 @wandb_option
-@connection_options
+@home_options
 @json_option
 def tune_training(
     settings: Settings,
