@@ -59,6 +59,26 @@ def test_a_local_model_becomes_a_tower_without_a_word(
     assert {path.name for path in cache.iterdir()} == {tower.settings.digest[:16]}
 
 
+@pytest.mark.parametrize("whole", [transformers.T5Model, transformers.T5EncoderModel])
+def test_of_an_encoder_and_decoder_in_one_the_encoder_reads_the_text(
+    weights: Path, tmp_path: Path, whole: type[transformers.PreTrainedModel]
+) -> None:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=30_522, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1
+    )
+    model = whole(config).eval()
+    own = shutil.copytree(weights, tmp_path / "own")
+    model.save_pretrained(own)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights, local_files_only=True)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model.get_encoder()(**{name: batch[name] for name in ("input_ids", "attention_mask")})[0]
+    mask = batch["attention_mask"][:, :, None]
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
+    np.testing.assert_allclose(TextTower(export_tower(own, tmp_path / "towers")).encode(TEXTS), expected, atol=1e-5)
+
+
 def test_a_tower_is_exported_once(weights: Path, cache: Path) -> None:
     # No process can start within no time at all: what comes back was there.
     assert export_tower(weights, cache) == export_tower(weights, cache, limit_s=0)
