@@ -6,7 +6,7 @@ may be used is dropped: it lies in the future that is judged. All candidates are
 negatives is needed (forgetting it costs half of the accuracy on new items: docs/decisions.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,12 +17,13 @@ from models.history import History
 from models.sequence_tower import pad_trails
 from models.world import World
 from recsys.candidates import Source, gather
-from recsys.context import see
+from recsys.context import Request, see
 from recsys.features import NAMES, compute_features
 from recsys.filters import filter_candidates
 from recsys.fusion import cut
 from recsys.policy import Policy
 from recsys.profiles import CART, CLICK, PURCHASE, VIEW
+from recsys.profiles import EMPTY as EMPTY_PROFILE
 from recsys.scoring import HEADS, Ask, trail_of
 from recsys.signals import DAY_S
 
@@ -92,13 +93,6 @@ def next_sessions(
     return found
 
 
-def ask_of(world: World, user: int, sources: Sequence[Source], policy: Policy) -> Ask:
-    """One user's candidates, their features and the user's trail at this moment."""
-    context = see(world.request(user), world.shop)
-    found = cut(filter_candidates(context, gather(context, sources, policy.per_source), OPEN).candidates, policy)
-    return Ask(found.rows, compute_features(context, found), trail_of(context))
-
-
 def make_lists(
     world: World,
     cut_s: int,
@@ -114,38 +108,78 @@ def make_lists(
     room for those who buy. About 1.5 ms a list.
     """
     world.advance(cut_s)
-    bought_next = next_sessions(world.history, cut_s, until_s)
-    clicked_next = next_sessions(world.history, cut_s, until_s, TOUCHES)
+    labels = _Labels(world, cut_s, until_s)
+    buyers, lookers = sorted(labels.bought), sorted(labels.clicked.keys() - labels.bought.keys())
     # Who comes for the first time too: a list is made for them as well.
-    buyers, lookers = sorted(bought_next), sorted(clicked_next.keys() - bought_next.keys())
-    asks, bought, clicked, label_s = [], [], [], []
-    for user in map(int, [*rng.permutation(buyers)[:per_cut], *rng.permutation(lookers)[:per_cut]]):
-        ask = ask_of(world, user, sources, policy)
-        labels = [of.get(user, STAYED_AWAY) for of in (bought_next, clicked_next)]
-        buys, looks = (np.isin(ask.rows, label.items) for label in labels)
-        if buys.any() or looks.any():  # a list of which nothing was wanted says nothing about its order
-            asks.append(ask)
-            bought.append(buys)
-            clicked.append(looks)
-            label_s.append(max(label.begins_s for label in labels))
-    if not asks:
+    users = map(int, [*rng.permutation(buyers)[:per_cut], *rng.permutation(lookers)[:per_cut]])
+    return labels.put(((user, world.request(user)) for user in users), sources, policy)
+
+
+def make_strangers(
+    world: World,
+    lists: Lists,
+    until_s: int,
+    sources: Sequence[Source],
+    policy: Policy,
+    rng: np.random.Generator,
+) -> Lists:
+    """Lists of this moment for nobody known, with labels of users who are: to learn from, never to judge by.
+
+    Where nearly everybody has a past, too few come for the first time to learn from, and what scorers make of their lists
+    is left to chance (docs/experiments.md). As many as are missing to make one list of STRANGERS a newcomer's; none in a
+    shop to which many come.
+    """
+    newcomers = np.count_nonzero(lists.features[lists.ends - 1, USER_PURCHASES] == 0)
+    missing = len(lists.ends) // STRANGERS - newcomers
+    if missing <= 0:
         return EMPTY
-    features = np.concatenate([ask.features for ask in asks])
-    return Lists(
-        np.concatenate([ask.rows for ask in asks]),
-        features,
-        np.concatenate(bought),
-        np.concatenate(clicked),
-        features[:, OWN_SEEN] > 0,
-        np.cumsum([len(ask.rows) for ask in asks]),
-        pad_trails([ask.trail for ask in asks]),
-        np.array(label_s, np.int64),
-    )
+    labels = _Labels(world, world.now_s, until_s)
+    users = rng.permutation(sorted(labels.bought))[:missing]
+    nobody = Request("", EMPTY_PROFILE, float(world.now_s))
+    return labels.put(((user, nobody) for user in map(int, users)), sources, policy)
+
+
+class _Labels:
+    """What users bought next after a moment, and what they looked at next."""
+
+    def __init__(self, world: World, at_s: int, until_s: int) -> None:
+        self.shop = world.shop
+        self.bought = next_sessions(world.history, at_s, until_s)
+        self.clicked = next_sessions(world.history, at_s, until_s, TOUCHES)
+
+    def put(self, asked: Iterable[tuple[int, Request]], sources: Sequence[Source], policy: Policy) -> Lists:
+        """Candidates, features and trail of each request, with what that user did next."""
+        asks, bought, clicked, label_s = [], [], [], []
+        for user, request in asked:
+            context = see(request, self.shop)
+            found = cut(
+                filter_candidates(context, gather(context, sources, policy.per_source), OPEN).candidates, policy
+            )
+            labels = [of.get(user, STAYED_AWAY) for of in (self.bought, self.clicked)]
+            buys, looks = (np.isin(found.rows, label.items) for label in labels)
+            if buys.any() or looks.any():  # a list of which nothing was wanted says nothing about its order
+                asks.append(Ask(found.rows, compute_features(context, found), trail_of(context)))
+                bought.append(buys)
+                clicked.append(looks)
+                label_s.append(max(label.begins_s for label in labels))
+        if not asks:
+            return EMPTY
+        features = np.concatenate([ask.features for ask in asks])
+        return Lists(
+            np.concatenate([ask.rows for ask in asks]),
+            features,
+            np.concatenate(bought),
+            np.concatenate(clicked),
+            features[:, OWN_SEEN] > 0,
+            np.cumsum([len(ask.rows) for ask in asks]),
+            pad_trails([ask.trail for ask in asks]),
+            np.array(label_s, np.int64),
+        )
 
 
 def join(parts: Sequence[Lists]) -> Lists:
     """All of them, one after the other."""
-    before = np.cumsum([0, *(part.ends[-1] for part in parts)])[:-1]
+    before = np.cumsum([0, *(len(part.rows) for part in parts)])[:-1]
     return Lists(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.features for part in parts]),
@@ -171,7 +205,8 @@ def measure(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
 
 SILENT = 1e6  # features are logarithms and shares: divided by it nothing is left of them
-OWN_SEEN = NAMES.index("own_seen")
+OWN_SEEN, USER_PURCHASES = NAMES.index("own_seen"), NAMES.index("user_purchases")
+STRANGERS = 20
 TOUCHES = (CLICK, VIEW, CART)  # a view is what a click leads to
 NOTHING = np.empty(0, np.int64)
 STAYED_AWAY = Session(NOTHING, 0)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from models.examples import OPEN, WEEK_S, Lists, join, make_lists
+from models.examples import OPEN, WEEK_S, Lists, join, make_lists, make_strangers
 from models.fitting import Descent, Ended, Log
 from models.history import History
 from models.item_files import save_item_models
@@ -172,7 +172,7 @@ class Learner:
         self._began_s = time.monotonic() if began_s is None else began_s
         self.curve: list[tuple[int, float]] = []  # of the last fit with a week held out
         self._rng = np.random.default_rng(settings.seed)
-        self._weeks: list[Lists] = []
+        self._weeks, self._strangers = list[Lists](), list[Lists]()  # the latter beside the former
         self._cuts_s: list[int] = []  # their moments
         self._fitted_s = 0
 
@@ -191,11 +191,13 @@ class Learner:
             lists = make_lists(self.world, cut_s, until_s, self.sources, self.policy, settings.per_cut, self._rng)
             if lists.bought.any():
                 self._weeks.append(lists)
+                self._strangers.append(make_strangers(self.world, lists, until_s, self.sources, self.policy, self._rng))
                 self._cuts_s.append(cut_s)
         self._step("lists of past weeks", len(cuts_s), len(cuts_s))
         self._fit_item_models(until_s)
         self.world.advance(until_s)
-        self._weeks, self._cuts_s = self._weeks[-settings.cuts :], self._cuts_s[-settings.cuts :]
+        for kept in (self._weeks, self._strangers, self._cuts_s):
+            del kept[: -settings.cuts]
         if len(self._weeks) < 2:
             days = (until_s - int(history.ts_s[0])) // DAY_S
             raise Misuse(
@@ -227,7 +229,8 @@ class Learner:
         What its users did next is in none of the former. Raises Misuse where nothing is left of them.
         """
         held = self._weeks[-max(hold_out, 1)]
-        lists = join(self._weeks[: len(self._weeks) - hold_out])
+        until = len(self._weeks) - hold_out
+        lists = join([*self._weeks[:until], *self._strangers[:until]])
         if hold_out:
             lists = lists.before(self._cuts_s[-hold_out])
         if not len(lists.ends):

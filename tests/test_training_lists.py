@@ -4,12 +4,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from past_helpers import DAY_S, T, past
-from training_helpers import drawn, listed, make, together
+from shop_helpers import unit_rows
+from training_helpers import SOURCES, drawn, listed, make, together
 
-from models.examples import EMPTY, LABEL_WINDOW_S, Lists, join, next_sessions
+from models.examples import EMPTY, LABEL_WINDOW_S, Lists, join, make_lists, make_strangers, next_sessions
 from models.history import History
 from models.sequence_tower import TRAIL_PADDED
+from models.world import World
 from recsys.features import NAMES
+from recsys.policy import Policy
 from recsys.profiles import VIEW
 
 __all__ = ["drawn"]  # the fixture
@@ -108,10 +111,34 @@ def test_who_comes_for_the_first_time_gives_a_list_too() -> None:
     assert (lists.rows.tolist(), lists.bought.tolist(), lists.seen.tolist()) == ([0], [True], [False])
 
 
+def strangers(known: int, newcomers: int) -> tuple[Lists, Lists]:
+    """Lists of a moment, and those made for nobody known beside them; users buy alike."""
+    rows = [(user, user % 3, -9) for user in range(known)] + [(user, user % 3, 3) for user in range(known + newcomers)]
+    world = World(past(rows, items=3), unit_rows(3))
+    rng, until_s = np.random.default_rng(0), T + 20 * DAY_S
+    lists = make_lists(world, T, until_s, SOURCES, Policy(), 1000, rng)
+    return lists, make_strangers(world, lists, until_s, SOURCES, Policy(), rng)
+
+
+def test_where_nearly_all_are_known_one_list_in_twenty_is_made_for_nobody_known() -> None:
+    lists, made = strangers(known=59, newcomers=1)
+    assert (len(lists.ends), len(made.ends)) == (60, 2)
+    for name in ("user_purchases", "own_seen", "own_count", "ease"):
+        assert not made.features[:, NAMES.index(name)].any(), name
+    assert not made.trails["marks"].any()
+    assert made.bought.reshape(2, -1).sum(axis=1).tolist() == [1, 1], "the labels are those of users who have a past"
+    assert (made.label_s == T + 3 * DAY_S).all()
+
+
+def test_where_enough_come_for_the_first_time_no_list_is_made_up() -> None:
+    assert len(strangers(known=57, newcomers=3)[1].ends) == 0
+
+
 def test_lists_are_joined_end_to_end() -> None:
     some = listed(np.ones((3, len(NAMES)), np.float32), np.array([1, 0, 1], bool), np.zeros(3, bool), np.array([1, 3]))
     both = join([some, some])
     assert both.trails["marks"].shape == (4, TRAIL_PADDED, 2)
     assert both.ends.tolist() == [1, 3, 4, 6]
     assert both.bought.tolist() == [True, False, True] * 2
+    assert join([EMPTY, some, EMPTY]).ends.tolist() == [1, 3]
     assert EMPTY.features.shape == (0, len(NAMES))

@@ -7,7 +7,7 @@ from past_helpers import DAY_S, T, past
 from shop_helpers import unit_rows
 from training_helpers import SMALL, one_thread, rounds, silent, together
 
-from models.examples import WEEK_S
+from models.examples import USER_PURCHASES, WEEK_S
 from models.training import Learner
 from recsys.errors import Misuse
 from recsys.profiles import VIEW
@@ -42,6 +42,14 @@ def test_lists_are_cut_weekly_after_the_warm_up_and_the_newest_are_kept() -> Non
     learner.live_until(end_s)
     assert len(learner._weeks) == SMALL.cuts
     assert not any(week is before for week in learner._weeks)
+
+
+def test_lists_made_for_nobody_known_are_learned_from_and_never_judged() -> None:
+    history = rounds(users=40)
+    learner = Learner(history, unit_rows(len(history.items)), SMALL, silent)
+    learner.live_until(int(history.ts_s[-1]) + 1)
+    unknown = [np.sum(lists.features[lists.ends - 1, USER_PURCHASES] == 0) for lists in learner.split(1)]
+    assert unknown == [2 * (SMALL.cuts - 1), 0]
 
 
 def test_a_budget_of_time_leaves_out_older_weeks_and_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
