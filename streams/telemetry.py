@@ -132,7 +132,8 @@ def serve(port: int, health: Health, host: str) -> _Server:
         kind = _Server6 if ":" in host else _Server
         server = make_server(host, port, app, server_class=kind, handler_class=_Quiet)
     except OSError as error:
-        remedy = "choose another with --metrics-port" if error.errno == errno.EADDRINUSE else "see metrics_host"
+        elsewhere = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        remedy = "see metrics_host" if elsewhere else "choose another with --metrics-port"
         where = f"port {port} of {host}" if host else f"port {port}"
         raise Unavailable(f"{where} for metrics: {error.strerror}; {remedy}") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
