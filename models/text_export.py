@@ -73,15 +73,17 @@ def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreT
     import transformers
 
     first, *_ = weight_files(weights)
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if first.suffix == ".gguf":  # holds configuration and tokenizer too
-        here["gguf_file"] = first.name
-    how: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
-    if kind == "AutoModel" and transformers.AutoConfig.from_pretrained(weights, **here).model_type in T5_KIND:
+    # A GGUF holds configuration and tokenizer too.
+    inside = {"gguf_file": first.name} if first.suffix == ".gguf" else {}
+    config = transformers.AutoConfig.from_pretrained(weights, local_files_only=True, trust_remote_code=False, **inside)
+    how: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, **inside}
+    if kind == "AutoModel" and config.model_type in T5_KIND:
         kind, how["attn_implementation"] = "AutoModelForTextEncoding", "eager"
-    model = getattr(transformers, kind).from_pretrained(weights, **how, **here)
+    model = getattr(transformers, kind).from_pretrained(weights, local_files_only=True, trust_remote_code=False, **how)
     model.eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(weights, **here)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        weights, local_files_only=True, trust_remote_code=False, **inside
+    )
     model.config.use_cache = False  # a decoder would return its keys and values too
     if (weights / INSIDE).is_file():
         from models.text_adapters import attach
