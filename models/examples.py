@@ -93,6 +93,13 @@ def next_sessions(
     return found
 
 
+def ask_of(world: World, request: Request, sources: Sequence[Source], policy: Policy) -> Ask:
+    """A request's candidates, their features and the user's trail at this moment."""
+    context = see(request, world.shop)
+    found = cut(filter_candidates(context, gather(context, sources, policy.per_source), OPEN).candidates, policy)
+    return Ask(found.rows, compute_features(context, found), trail_of(context))
+
+
 def make_lists(
     world: World,
     cut_s: int,
@@ -143,7 +150,7 @@ class _Labels:
     """What users bought next after a moment, and what they looked at next."""
 
     def __init__(self, world: World, at_s: int, until_s: int) -> None:
-        self.shop = world.shop
+        self.world = world
         self.bought = next_sessions(world.history, at_s, until_s)
         self.clicked = next_sessions(world.history, at_s, until_s, TOUCHES)
 
@@ -151,14 +158,11 @@ class _Labels:
         """Candidates, features and trail of each request, with what that user did next."""
         asks, bought, clicked, label_s = [], [], [], []
         for user, request in asked:
-            context = see(request, self.shop)
-            found = cut(
-                filter_candidates(context, gather(context, sources, policy.per_source), OPEN).candidates, policy
-            )
+            ask = ask_of(self.world, request, sources, policy)
             labels = [of.get(user, STAYED_AWAY) for of in (self.bought, self.clicked)]
-            buys, looks = (np.isin(found.rows, label.items) for label in labels)
+            buys, looks = (np.isin(ask.rows, label.items) for label in labels)
             if buys.any() or looks.any():  # a list of which nothing was wanted says nothing about its order
-                asks.append(Ask(found.rows, compute_features(context, found), trail_of(context)))
+                asks.append(ask)
                 bought.append(buys)
                 clicked.append(looks)
                 label_s.append(max(label.begins_s for label in labels))

@@ -79,13 +79,14 @@ def test_a_network_that_was_ended_too_soon_leaves_its_place_to_the_linear_one(le
     assert worth["scorer"].ndcg_at_10 > 0.7
 
 
-def test_lists_in_which_everything_was_bought_teach_nothing_and_that_is_said(learner: Learner) -> None:
+def test_lists_in_which_everything_was_bought_teach_nothing_and_that_is_said(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     week = learner.newest
-    learner._weeks.append(msgspec.structs.replace(week, bought=np.ones_like(week.bought)))
-    weeks, learner._weeks = learner._weeks, [learner._weeks[-1]] * 2
+    monkeypatch.setattr(learner, "_weeks", [msgspec.structs.replace(week, bought=np.ones_like(week.bought))] * 2)
+    monkeypatch.setattr(learner, "_strangers", [])
     with pytest.raises(Misuse, match="nothing to tell apart"):
         learner.fit()
-    learner._weeks = weeks[:-1]
 
 
 # --- from lists made by hand ------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_training_and_serving_call_the_same_functions() -> None:
     history = mixed_past(2)
     world = World(history, unit_rows(len(history.items)))
     world.advance(T)
-    asked = ask_of(world, 5, SOURCES, Policy())
+    asked = ask_of(world, world.request(5), SOURCES, Policy())
     every, served = features_of(world.shop, world.request(5))
     at = np.searchsorted(every.rows, asked.rows)
     np.testing.assert_array_equal(every.rows[at], asked.rows)
@@ -133,7 +133,7 @@ def test_a_shop_of_more_items_than_the_arrays_begin_with() -> None:
     history = past([(user, item, -item / 100) for item in range(3000) for user in (0, item % 7 + 1)], items=3000)
     world = World(history, np.eye(3000, 2, dtype=np.float32))
     world.advance(T)
-    asked = ask_of(world, 0, SOURCES, Policy())
+    asked = ask_of(world, world.request(0), SOURCES, Policy())
     assert np.isfinite(asked.features).all()
     # The newest items come last in time: the source of new items offers the newest 60 of them all.
     assert {f"i{n}" for n in range(1, 60)} <= set(names(world.shop.catalogue, asked.rows))
