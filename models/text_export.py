@@ -75,10 +75,13 @@ def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreT
     first, *_ = weight_files(weights)
     # A GGUF holds configuration and tokenizer too.
     inside = {"gguf_file": first.name} if first.suffix == ".gguf" else {}
-    config = transformers.AutoConfig.from_pretrained(weights, local_files_only=True, trust_remote_code=False, **inside)
     how: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, **inside}
-    if kind == "AutoModel" and config.model_type in T5_KIND:
-        kind, how["attn_implementation"] = "AutoModelForTextEncoding", "eager"
+    if kind == "AutoModel":
+        config = transformers.AutoConfig.from_pretrained(
+            weights, local_files_only=True, trust_remote_code=False, **inside
+        )
+        if config.model_type in T5_KIND:
+            kind, how["attn_implementation"] = "AutoModelForTextEncoding", "eager"
     model = getattr(transformers, kind).from_pretrained(weights, local_files_only=True, trust_remote_code=False, **how)
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -1,4 +1,4 @@
-"""Metrics and health as an operator meets them: over HTTP, of real roles that have worked on the real broker."""
+"""Metrics as an operator meets them: over HTTP, of real roles that have worked on the real broker."""
 
 import json
 import re
@@ -126,9 +126,6 @@ def pages(services: Settings, tmp_path_factory: pytest.TempPathFactory, wait_for
         supervisor.stop()
 
 
-# --- metrics -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_shown_by_the_roles_that_know_it(pages: Pages, name: str) -> None:
     assert name in SHOWN_BY, "say above which role shows it"
@@ -213,6 +210,3 @@ def test_roles_have_ports_in_a_row_as_they_are_named(pages: Pages, port: int) ->
     for path in ("/livez", "/readyz"):
         answers = [ask(port + n, path) for n in range(len(ROLES))]
         assert [(status, json.loads(body)["role"]) for status, body in answers] == [(200, role) for role in ROLES]
-
-
-# --- health ------------------------------------------------------------------------------------------------------------
