@@ -186,15 +186,19 @@ class View:
             return list(zip(keys, pipe.execute(), strict=True))
 
     def put_back(self, copy: list[tuple[bytes, bytes]]) -> int:
-        """Restore a copy; how many users then have an older list than before."""
+        """Restore a copy; how many users then have an older list than before.
+
+        Read in the same transaction: ten milliseconds later the view may be whole again.
+        """
+        before, self._seen = self._seen, {}
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.flushall()
             for key, dumped in copy:
                 pipe.restore(key, 0, dumped)
-            pipe.execute()
-        before, self._seen = self._seen, {}
-        after = self._look()
-        return sum(after.get(user, -1) < offset for user, offset in before.items())
+            for user in before:
+                pipe.hget(slate_key(self._ring.settings, user), "v")
+            after = pipe.execute()[1 + len(copy) :]
+        return sum(int(value or -1) < offset for value, offset in zip(after, before.values(), strict=True))
 
     def wipe(self) -> bool:
         """FLUSHALL; whether it is empty."""
