@@ -82,6 +82,7 @@ def test_a_bad_policy_changes_nothing_and_is_said_and_counted(
     shop: Settings, wait_for: Wait, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ranking(shop, wait_for):
+        wait_for(lambda: obeyed() == {OLD.digest()})  # no longer what a ranker before this one showed
         publish(shop, TEXT)
         wait_for(lambda: obeyed() == {NEW.digest()})
         before = counted("refused"), counted("applied")
