@@ -113,7 +113,7 @@ def test_the_ground_goes_even_when_a_benchmark_fails(settings: Settings, wait_fo
     assert not list(home.glob("bench-*"))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux: other systems pin nothing")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="run it on Linux: other systems pin nothing")
 def test_every_thread_of_a_broker_is_kept_from_the_core_of_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     core = min(os.sched_getaffinity(0))
     monkeypatch.setattr(grounds, "ENGINE_CORE", core)

@@ -146,7 +146,7 @@ def has_ipv6() -> bool:
     return True
 
 
-WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6: run it on one with a loopback ::1")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", pytest.param("::1", marks=WITH_IPV6)])
