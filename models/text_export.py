@@ -65,8 +65,9 @@ def main(weights: Path, out: Path, digest: str, reading: Reading) -> None:
 
 
 def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer of a folder, in float32 whatever the weights are kept in. Raises whatever transformers does.
+    """Model and tokenizer of a folder, in float32 whatever the weights are kept in.
 
+    Raises whatever transformers does, and ModelRejected for a folder that lacks weights: it would be filled with noise.
     kind: AutoModel, or AutoModelForCausalLM for one that tells what comes next. Of the T5 kind the encoder alone is taken.
     """
     import torch
@@ -75,14 +76,23 @@ def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreT
     first, *_ = weight_files(weights)
     # A GGUF holds configuration and tokenizer too.
     inside = {"gguf_file": first.name} if first.suffix == ".gguf" else {}
-    how: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, **inside}
+    how: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True, **inside}
     if kind == "AutoModel":
         config = transformers.AutoConfig.from_pretrained(
             weights, local_files_only=True, trust_remote_code=False, **inside
         )
         if config.model_type in T5_KIND:
             kind, how["attn_implementation"] = "AutoModelForTextEncoding", "eager"
-    model = getattr(transformers, kind).from_pretrained(weights, local_files_only=True, trust_remote_code=False, **how)
+    model, loaded = getattr(transformers, kind).from_pretrained(
+        weights, local_files_only=True, trust_remote_code=False, **how
+    )
+    # A pooler is often left out and stands behind the last layer, which is where we read.
+    lacking = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
+    if lacking:
+        raise ModelRejected(
+            f"{weights} lacks {len(lacking)} of the weights of a {type(model).__name__}, {lacking[0]} first: copy it"
+            " again, or take config.json and weights of the same model"
+        )
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         weights, local_files_only=True, trust_remote_code=False, **inside

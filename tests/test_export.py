@@ -120,6 +120,19 @@ def test_pickled_weights_are_refused(weights: Path, tmp_path: Path) -> None:
         export_tower(pickled, tmp_path / "towers")
 
 
+@pytest.mark.parametrize("kind", ["AutoModel", "AutoModelForCausalLM"])
+def test_a_folder_that_lacks_weights_is_not_filled_with_noise(tmp_path: Path, kind: str) -> None:
+    short = transformers.GPT2Config(
+        vocab_size=99, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False, architectures=["GPT2LMHeadModel"]
+    )
+    transformers.GPT2Model(short).save_pretrained(tmp_path)  # neither a third layer nor a head
+    if kind == "AutoModel":
+        short.n_layer = 3
+        short.save_pretrained(tmp_path)
+    with pytest.raises(ModelRejected, match=r"lacks (12|1) of the weights of a GPT2.*, (h\.2|lm_head)\..* first: copy"):
+        text_export.load(tmp_path, kind)
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_change_of_any_source_file_is_another_tower(weights: Path, tmp_path: Path, file: str) -> None:
     changed = shutil.copytree(weights, tmp_path / "changed")
