@@ -47,7 +47,7 @@ def main(weights: Path, out: Path, digest: str, reading: Reading) -> None:
     limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
     write_graph(tower, graph, vocabulary, limit)
     parity = check_parity(tower, graph, vocabulary, limit)
-    tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
+    (out / TOKENIZER).write_bytes(without_unknown(tokenizer, vocabulary))
     # Models of the GPT-2 kind have no token for padding. Any does, behind the mask; theirs is the end of a text.
     pad = next(one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if one is not None)
     settings = TowerSettings(
@@ -67,7 +67,8 @@ def main(weights: Path, out: Path, digest: str, reading: Reading) -> None:
 def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Model and tokenizer of a folder, in float32 whatever the weights are kept in.
 
-    Raises whatever transformers does, and ModelRejected for a folder that lacks weights: it would be filled with noise.
+    Raises whatever transformers does, and ModelRejected for a folder that lacks weights, which would be filled with noise,
+    or has another model's tokenizer, whose words would end a ranker when they come.
     kind: AutoModel, or AutoModelForCausalLM for one that tells what comes next. Of the T5 kind the encoder alone is taken.
     """
     import torch
@@ -97,12 +98,25 @@ def load(weights: Path, kind: str = "AutoModel") -> "tuple[PreTrainedModel, PreT
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         weights, local_files_only=True, trust_remote_code=False, **inside
     )
+    tokens = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    if tokens > model.config.vocab_size:
+        raise ModelRejected(
+            f"the tokenizer of {weights} has {tokens:,} tokens and its model {model.config.vocab_size:,}: take"
+            " tokenizer.json and weights of the same model"
+        )
     model.config.use_cache = False  # a decoder would return its keys and values too
     if (weights / INSIDE).is_file():
         from models.text_adapters import attach
 
         attach(model, weights / INSIDE)
     return model, tokenizer
+
+
+def without_unknown(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> bytes:
+    """tokenizer.json, less added tokens that the model has no row for: Gemma 3's has an image's, which a search can spell."""
+    held = msgspec.json.decode(tokenizer.backend_tokenizer.to_str())
+    held["added_tokens"] = [token for token in held["added_tokens"] if token["id"] < vocabulary]
+    return msgspec.json.encode(held)
 
 
 def pooled(model: "PreTrainedModel", pooling: Pooling) -> "torch.nn.Module":

@@ -133,6 +133,24 @@ def test_a_folder_that_lacks_weights_is_not_filled_with_noise(tmp_path: Path, ki
         text_export.load(tmp_path, kind)
 
 
+def test_the_tokenizer_of_a_larger_model_is_refused(weights: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(weights, tmp_path / "other")
+    config = transformers.BertConfig(vocab_size=29_000, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    transformers.BertModel(config).save_pretrained(other)  # no row for "juniper", which the export's own texts lack
+    with pytest.raises(ModelRejected, match="has 30,522 tokens and its model 29,000: take"):
+        export_tower(other, tmp_path / "towers")
+
+
+def test_a_text_that_spells_a_token_without_a_row_is_read_as_any_other(weights: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(weights, tmp_path / "own")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own, local_files_only=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert tokenizer.convert_tokens_to_ids("<image>") == 30_522
+    tokenizer.save_pretrained(own)
+    tower, plain = (TextTower(export_tower(one, tmp_path / "towers")) for one in (own, weights))
+    np.testing.assert_array_equal(tower.encode(["<image> mug"]), plain.encode(["<image> mug"]))
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_change_of_any_source_file_is_another_tower(weights: Path, tmp_path: Path, file: str) -> None:
     changed = shutil.copytree(weights, tmp_path / "changed")
