@@ -109,7 +109,8 @@ class Past:
         if (item := self.row_of.get(event.item)) is None:
             return False
         user = self._users.setdefault(event.user, len(self._users))
-        visit = None if event.session is None else (event.user, event.session)  # some shops number each user's anew
+        # Some shops number each user's anew, and many write none as an empty text, which must not be one long visit.
+        visit = (event.user, event.session) if event.session else None
         session = self._sessions.setdefault(visit, len(self._sessions))
         self._rows.append((user, item, event.ts_ms // 1000, ACTION_OF[type(event)], session))
         self._prices.append(np.nan if event.price is None else event.price)

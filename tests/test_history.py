@@ -97,6 +97,12 @@ def test_two_users_sessions_of_one_name_are_two(tmp_path: Path) -> None:
     assert sessions["u1", 0] == sessions["u1", 5] != sessions["u2", 0]
 
 
+def test_an_empty_session_is_none_and_not_one_long_visit(tmp_path: Path) -> None:
+    events = [{**buy("u1", "x", at), "session": ""} for at in (0, 5, VISIT_GAP_S + 6)]
+    history = read_history(write(tmp_path, events, [item("x")]))
+    assert history.session.tolist() == [0, 0, 1]
+
+
 def test_the_past_of_a_moment_ends_before_it(tmp_path: Path) -> None:
     events = [buy(f"u{at}", "x", at) for at in range(0, 50, 10)]
     history = read_history(write(tmp_path, events, [item("x")]))
