@@ -1,6 +1,7 @@
 """The past as columns: read in the order of time, cut at a moment, refused with one clear line."""
 
 import gzip
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,14 @@ def test_a_wrong_event_is_named_by_its_line(tmp_path: Path, event: dict[str, Any
     write(tmp_path, [buy("u", "x", 1), event], [item("x")])
     with pytest.raises(Misuse, match=rf"line 2: .*({said})"):
         read_history(tmp_path)
+
+
+def test_an_event_of_a_day_that_has_not_come_is_refused_by_its_line(tmp_path: Path) -> None:
+    now = time.time_ns() // 10**9 - T
+    soon = buy("u", "x", now + 20 * 3600)  # a clock may be wrong by some hours
+    assert len(read_history(write(tmp_path, [buy("u", "x", 1), soon], [item("x")]))) == 2
+    with pytest.raises(Misuse, match=r"line 2: ts_ms: \d+ is 30\.0 days from now; correct it, or leave the line out"):
+        read_history(write(tmp_path, [buy("u", "x", 1), buy("u", "x", now + 30 * 86_400)], [item("x")]))
 
 
 def test_an_item_twice_is_refused(tmp_path: Path) -> None:
