@@ -215,8 +215,12 @@ def _visits(user: NDArray[np.int64], ts_s: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def sold_items(history: History, min_buyers: int) -> NDArray[np.bool_]:
-    """Which items at least `min_buyers` distinct users bought: (items,) bool."""
+    """Which items at least `min_buyers` distinct users bought: (items,) bool. Raises Misuse where nobody bought anything."""
     bought = history.purchases()
+    if len(history) and not len(bought):
+        raise Misuse(
+            f"none of the {len(history)} events is a purchase, and lists are learned from those; load them too"
+        )
     pairs = np.unique(np.stack([bought.item, bought.user]), axis=1)
     enough: NDArray[np.bool_] = np.bincount(pairs[0], minlength=len(history.items)) >= min_buyers
     return enough

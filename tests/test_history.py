@@ -176,6 +176,13 @@ def test_an_event_of_a_day_that_has_not_come_is_refused_by_its_line(tmp_path: Pa
         read_history(write(tmp_path, [buy("u", "x", 1), buy("u", "x", now + 30 * 86_400)], [item("x")]))
 
 
+def test_where_nobody_bought_anything_no_fewer_buyers_are_proposed(tmp_path: Path) -> None:
+    looks = [{**buy("u", "x", at), "type": "view"} for at in range(3)]
+    history = read_history(write(tmp_path, looks, [item("x")]))
+    with pytest.raises(Misuse, match=r"none of the 3 events is a purchase.*load them too"):
+        sold_items(history, 5)
+
+
 def test_an_item_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misuse, match="twice"):
         read_history(write(tmp_path, [buy("u", "x", 1)], [item("x"), item("x")]))
