@@ -127,6 +127,8 @@ def _match(
             for other in PRESETS.values():
                 if other.events and set(other.events.values()) <= set(source.columns):
                     hint += f", or give --preset {other.name}: these look like its columns"
+            if path.name == f"{kind}.jsonl.gz":  # of a folder, perhaps
+                hint += "; `train` and what else reads a folder has no --map: rename the field there"
             raise Misuse(
                 f"{path.name} has no column {field!r}{_nearest(field, source.columns)}; {_has(source)}. "
                 f"Name it: --map {field}=COLUMN{hint}"

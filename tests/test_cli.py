@@ -167,6 +167,15 @@ def test_a_wrong_folder_is_misuse(run: Run, tmp_path: Path, command: str, wrong:
     assert_one_line(run(command, "shop"), 2, f"{which}.jsonl.gz")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_folder_in_the_shops_own_names_is_not_answered_with_an_option_that_is_not_there(
+    run: Run, tmp_path: Path, command: str
+) -> None:
+    for name, text in ("items", '{"item":"i1","title":"Mug"}\n'), ("events", CLICK.replace("user", "customer")):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert_one_line(run(command, "."), 2, "reads a folder has no --map: rename the field there")
+
+
 @pytest.mark.parametrize("wrong", ["missing", "binary", "wrong column"])
 @pytest.mark.parametrize("command", ["demo", "watch", "load events f", "evaluate f", "run", "rejects list", "doctor"])
 def test_a_wrong_settings_file_is_misuse(run: Run, tmp_path: Path, command: str, wrong: str) -> None:
