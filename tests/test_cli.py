@@ -176,6 +176,10 @@ def test_a_folder_in_the_shops_own_names_is_not_answered_with_an_option_that_is_
     assert_one_line(run(command, "."), 2, "reads a folder has no --map: rename the field there")
 
 
+def test_a_folder_whose_name_is_empty_is_not_taken_for_the_topics(run: Run) -> None:
+    assert_one_line(run("train", "", *NO_BROKER), 2, "items.jsonl.gz: no such file")
+
+
 @pytest.mark.parametrize("wrong", ["missing", "binary", "wrong column"])
 @pytest.mark.parametrize("command", ["demo", "watch", "load events f", "evaluate f", "run", "rejects list", "doctor"])
 def test_a_wrong_settings_file_is_misuse(run: Run, tmp_path: Path, command: str, wrong: str) -> None:

@@ -80,7 +80,7 @@ def train(
     from models.training import train
 
     with stderr.status(f"reading {source or 'the topics'}"):
-        source, history = (source, read_history(source)) if source else _from_topic(settings)
+        source, history = _from_topic(settings) if source is None else (source, read_history(source))
         history = history.before(parse_day(until, "--until")) if until else history
         history = only_items(history, sold_items(history, min_buyers))
     if not len(history):
