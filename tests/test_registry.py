@@ -1,5 +1,6 @@
 """Release folders: whole or refused, by name of the file; one champion, changed in one rename."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,19 @@ import msgspec
 import pytest
 
 from models import registry
-from models.registry import CHAMPION, MANIFEST, Manifest, champion, open_release, promote, publish, releases_folder
+from models.registry import (
+    CHAMPION,
+    MANIFEST,
+    SERVED,
+    Manifest,
+    champion,
+    last_served,
+    open_release,
+    promote,
+    publish,
+    releases_folder,
+    remember,
+)
 from recsys.errors import ModelRejected
 
 NOW_MS = 1_700_000_000_000
@@ -81,6 +94,18 @@ def test_a_pointer_that_names_no_release_is_refused(tmp_path: Path) -> None:
         (releases_folder(tmp_path) / CHAMPION).write_bytes(content)
         with pytest.raises(ModelRejected, match="names no release"):
             champion(tmp_path)
+
+
+@pytest.mark.parametrize("file", [CHAMPION, SERVED])
+def test_a_pointer_with_a_flipped_bit_names_no_release_or_another_one(tmp_path: Path, file: str) -> None:
+    release = publish(tmp_path, draft(tmp_path), manifest())
+    remember(tmp_path, release.id)
+    pointer, named = releases_folder(tmp_path) / file, champion if file == CHAMPION else last_served
+    whole = pointer.read_bytes()
+    for bit in range(8 * len(whole)):
+        pointer.write_bytes((int.from_bytes(whole) ^ 1 << bit).to_bytes(len(whole)))
+        with contextlib.suppress(ModelRejected):  # which a ranker knows to go on from
+            assert named(tmp_path) != release.folder
 
 
 def alter(folder: Path) -> None:
