@@ -9,6 +9,7 @@ The same code runs on CPU, where the tests compare it with plain calls bit for b
 Called by sequence_tower.py.
 """
 
+import itertools
 from collections.abc import Mapping
 
 import msgspec
@@ -30,6 +31,7 @@ class Resident:
     def __init__(self, session: ort.InferenceSession, provider: str) -> None:
         self._session, self._device = session, "cuda" if provider == CUDA else "cpu"
         self._places: dict[tuple[int, int], Place] = {}
+        self._recordings = itertools.count(1)  # none comes again: CUDA would replay it over buffers that are gone
         self._known = np.empty((0, 0), np.float32)  # what the device has of the table
         self._table: ort.OrtValue | None = None
         self._stopped = False
@@ -68,8 +70,7 @@ class Resident:
         lists, candidates = shape
         binding, options = self._session.io_binding(), ort.RunOptions()
         options.terminate = self._stopped
-        if self._device == "cuda":
-            options.add_run_config_entry("gpu_graph_id", str(len(self._places) + 1))  # each shape its recording
+        options.add_run_config_entry("gpu_graph_id", str(next(self._recordings)))  # each place its own; not read on CPU
         bound = {}
         for name, given in inputs.items():
             size = (lists, candidates if name in ("features", "candidates") else given.shape[1], *given.shape[2:])

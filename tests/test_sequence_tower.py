@@ -126,6 +126,19 @@ def test_buffers_that_stay_see_that_a_vector_changed_and_that_the_catalogue_grew
     np.testing.assert_array_equal(resident.score(late, grown), tower.score(late, grown))
 
 
+def test_what_was_recorded_over_buffers_that_are_gone_is_never_replayed(folder: Path) -> None:
+    """CUDA knows a recording by its number alone, and replays it over the addresses of then."""
+    tower = SequenceTower(folder / GRAPH, resident=True)
+    resident, numbers = tower._resident, []
+    assert resident is not None
+    asks, vectors = draw_asks(random_net(), np.random.default_rng(0), 2, 40, 9)
+    for times in (1, 2, 4):  # as the catalogue grows
+        for lists in (asks, asks[:1]):
+            tower.score(lists, np.tile(vectors, (times, 1)))
+        numbers += [place.options.get_run_config_entry("gpu_graph_id") for place in resident._places.values()]
+    assert len(set(numbers)) == len(numbers) == 6
+
+
 def test_who_hangs_in_buffers_that_stay_can_be_stopped(folder: Path) -> None:
     asks, vectors = draw_asks(random_net(), np.random.default_rng(0), 1, 8, 5)
     resident = SequenceTower(folder / GRAPH, resident=True)
