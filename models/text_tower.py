@@ -5,6 +5,7 @@ decoder. It knows nothing of items: what text stands for an item is said in recs
 under the hash of that whole text, so a change of the template cannot go unnoticed.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from models.devices import Gpu, open_session
+from models.devices import CUDA, ORT_ERRORS, Gpu, open_session
 from recsys.errors import ModelRejected
+
+log = logging.getLogger(__name__)
 
 # Tokens with padding in one call: 30 to 100 titles. On one thread 256 to 1,024 are equal (112 texts/s of 30 tokens) and
 # 4,096 is 15 % slower, out of cache; two threads need 1,024 to share the work (194 texts/s, 100 with 512).
@@ -102,7 +105,8 @@ class TextTower:
             tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises nothing more exact
             raise ModelRejected(f"{folder / TOKENIZER} is no tokenizer: {error}; make the tower again") from error
-        self._session, self.provider = open_session(folder / GRAPH, threads=threads, gpu=gpu)
+        self._graph, self._threads = folder / GRAPH, threads
+        self._session, self.provider = open_session(self._graph, threads=threads, gpu=gpu)
         self.reader = TextReader(tokenizer, self.settings.prompt, self.settings.max_tokens, str(folder))
         self.dim = self.settings.dim
 
@@ -137,7 +141,14 @@ class TextTower:
         mask = np.zeros((len(rows), width), np.int64)
         for at, row in enumerate(rows):
             ids[at, : len(row)], mask[at, : len(row)] = row, 1
-        result: NDArray[np.float32] = self._session.run(None, {"ids": ids, "mask": mask})[0]
+        try:
+            result: NDArray[np.float32] = self._session.run(None, {"ids": ids, "mask": mask})[0]
+        except ORT_ERRORS as error:  # a GPU without memory, say, which must not cost who searches a list
+            if self.provider != CUDA:
+                raise
+            log.error("the text tower failed on the GPU and stays on CPU until it is opened again: %s", error)
+            self._session, self.provider = open_session(self._graph, threads=self._threads, cpu=True)
+            return self._run(rows)
         return result
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from release_helpers import write_scorers
 
+from models.devices import CPU, CUDA
 from models.export import default_weights, export_tower
 from models.item_files import save_item_models
 from models.item_vectors import build_text
@@ -42,6 +44,23 @@ def test_vectors_have_unit_length_and_know_what_words_mean(tower: TextTower) -> 
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert mug @ cup > mug @ mower + 0.2
+
+
+def test_a_tower_whose_gpu_fails_goes_on_on_cpu(
+    folder: Path, tower: TextTower, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OutOfMemory:
+        def run(self, *_asked: object) -> None:
+            raise Fail("CUDA failure 2: out of memory")
+
+    failing = TextTower(folder)
+    monkeypatch.setattr(failing, "_session", OutOfMemory())
+    failing.provider = CPU
+    with pytest.raises(Fail):  # there is nothing to go on with
+        failing.encode(TITLES)
+    failing.provider = CUDA
+    np.testing.assert_allclose(failing.encode(TITLES), tower.encode(TITLES), atol=1e-5)  # no bits: that may be on a GPU
+    assert (failing.provider, len(caplog.records)) == (CPU, 1)
 
 
 def test_a_text_in_a_batch_has_the_vector_that_it_has_alone(tower: TextTower) -> None:
