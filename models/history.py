@@ -17,7 +17,7 @@ from models.files import Row, read_rows
 from models.presets import PRESETS, Kind, find_complete_journey
 from recsys.catalogue import Item
 from recsys.errors import BadEvent, Misuse
-from recsys.events import FUTURE_MS, OnItem
+from recsys.events import OnItem, check_arrival
 from recsys.profiles import ACTION_OF, PURCHASE
 
 JOURNEY = "completejourney"  # the word that stands for the wheel's own files
@@ -93,12 +93,13 @@ def _folder(folder: Path) -> History:
         event = line.event
         if not isinstance(event, OnItem):
             continue
-        # Weeks are counted back from the newest event: one of next month, and the weeks that are judged are empty.
-        if event.ts_ms > now_ms + FUTURE_MS:
+        try:  # weeks are counted back from the newest event: one of next month, and the weeks that are judged are empty
+            check_arrival(event, now_ms)
+        except BadEvent:
             raise Misuse(
                 f"{path} line {line.line}: ts_ms: {event.ts_ms} is {(event.ts_ms - now_ms) / 86_400_000:.1f} days from "
                 "now; correct it, or leave the line out"
-            )
+            ) from None
         if not past.add(event):
             raise Misuse(f"{path} line {line.line}: item {event.item!r} is not in items.jsonl.gz; add it there")
     return past.history()

@@ -113,7 +113,7 @@ def champion(home: Path) -> Path | None:
         name = msgspec.json.decode(pointer.read_bytes(), type=dict[str, str]).get("release", "")
     except FileNotFoundError:
         return None
-    except ValueError:  # no JSON, or other JSON, or a flipped bit inside its text: no UTF-8
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the second after a flipped bit inside its text
         name = ""
     if not _NAME.fullmatch(name):
         raise ModelRejected(f"{pointer} names no release; `slatecast releases promote` names one")
@@ -124,7 +124,7 @@ def last_served(home: Path) -> Path | None:
     """The folder of the release that a ranker opened last, or None where that is not known."""
     try:
         name = msgspec.json.decode((releases_folder(home) / SERVED).read_bytes(), type=str)
-    except (OSError, ValueError):  # as above
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return releases_folder(home) / name if _NAME.fullmatch(name) else None
 
