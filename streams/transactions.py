@@ -115,7 +115,11 @@ class Transactions:
         self._producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), 30)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and self._failed is None:  # later ones only say that the transaction is lost
+        if error is None:
+            return
+        # The first says why, later ones only that the transaction is lost; but what the client then purges may be
+        # reported before the record that the broker refused (2 times in 500).
+        if self._failed is None or self._failed.code() < 0 < error.code():
             self._failed = error
 
     def _change_delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -139,15 +143,16 @@ class Transactions:
 
     def _give_up(self, error: KafkaError) -> None:
         """Undo a failed transaction, or end."""
-        undelivered = self._failed
-        if error.fatal() or not (error.txn_requires_abort() or undelivered):
+        if error.fatal() or not (error.txn_requires_abort() or self._failed):
             raise self._stopped(error) from None
         try:
             self._call("abort", self._producer.abort_transaction, 30)
         except KafkaException as exception:
             raise self._stopped(exception.args[0]) from None
-        if undelivered is not None and undelivered.code() > 0:  # the broker's own word: it would say the same again
-            why = f"the broker refused a record ({undelivered.str()}); mend its topic's settings"
+        # Only now: the call that failed may have known before it was reported (23 in 500); aborting reports all.
+        refused = self._failed
+        if refused is not None and refused.code() > 0:  # the broker's own word: it would say the same again
+            why = f"the broker refused a record ({refused.str()}); mend its topic's settings"
             raise Stopped(f"{self._role}: {why}")
 
     def _stopped(self, error: KafkaError) -> Stopped:

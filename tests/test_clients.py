@@ -4,15 +4,19 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import NewTopic
 from stream_helpers import read_topic, send
 
 from recsys.errors import Misuse, Unavailable
 from streams import clients
 from streams.settings import Settings
+from streams.state import end_offsets
 
 Wait = Callable[..., None]
 
@@ -77,7 +81,7 @@ def test_every_default_that_protects_a_record_is_refused_to_the_user() -> None:
     [
         ({"no.such.key": 1}, 'No such configuration property: "no.such.key"'),
         ({"batch.size": "canary"}, 'Invalid value for configuration property "batch.size"'),
-        ({"max.in.flight": 100}, "max.in.flight"),
+        ({"reconnect.backoff.max.ms": 1}, "reconnect.backoff.max.ms"),
         ({"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "NONE"}, "Unsupported SASL mechanism"),
     ],
 )
@@ -166,6 +170,33 @@ def test_keys_live_where_the_java_clients_put_them(settings: Settings) -> None:
     found = {record.key: record.partition for record in read_topic(settings, "events")}
     murmur2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
     assert found == {key: (value & 0x7FFFFFFF) % settings.partitions for key, value in murmur2.items()}
+
+
+def test_what_is_said_to_be_stored_on_a_new_topic_is_there_which_with_more_in_flight_it_is_not(
+    settings: Settings,
+) -> None:
+    # The topic is known before all its partitions are led: single records and a client that asks often meet that moment.
+    hurried = {"batch.num.messages": 1, "linger.ms": 0, "topic.metadata.refresh.fast.interval.ms": 1}
+    ours = {"bootstrap.servers": settings.bootstrap, **clients.PRODUCER, **hurried}
+    names = (f"{settings.prefix}new-{n}" for n in count())
+    assert not any(losses(settings, ours, next(names)) for _ in range(40))
+    assert any(losses(settings, {**ours, "max.in.flight": 5}, next(names)) for _ in range(400)), "one in five, at rest"
+
+
+def losses(settings: Settings, options: dict[str, Any], topic: str) -> int:
+    """Of the records that were reported as stored on a topic just made, how many are not there."""
+    admin, errors = clients.admin(settings), list[KafkaError | None]()
+    producer = Producer(options)
+    for made in admin.create_topics([NewTopic(topic, 4, 1)]).values():
+        made.result()
+    for partition in range(4):
+        for _ in range(6):
+            producer.produce(topic, b"x", None, partition, on_delivery=lambda error, _: errors.append(error))
+    assert producer.flush(30) == 0
+    lost = errors.count(None) - sum(end_offsets(admin, topic, range(4)).values())
+    for gone in admin.delete_topics([topic]).values():
+        gone.result()
+    return lost
 
 
 def test_an_offset_that_no_longer_exists_is_an_error_not_a_jump(settings: Settings, wait_for: Wait) -> None:
