@@ -155,7 +155,7 @@ def list_runs(home: Path) -> tuple[list[About], list[str]]:
     for file in sorted((home / "runs").glob("*/" + ABOUT)):
         try:
             found.append(msgspec.json.decode(file.read_bytes(), type=About))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             unreadable.append(file.parent.name)
     return found, unreadable
 
@@ -171,8 +171,8 @@ def read_run(home: Path, name: str) -> tuple[Path, About]:
         raise Misuse(f"{several} with {name!r}; the newest: {newest}")
     try:
         return fitting[0], msgspec.json.decode((fitting[0] / ABOUT).read_bytes(), type=About)
-    except msgspec.DecodeError as error:
-        raise Misuse(f"{fitting[0] / ABOUT}: {error}; it was written by another version") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Misuse(f"{fitting[0] / ABOUT}: {error}; it is damaged, or was written by another version") from None
 
 
 def check_same(about: About, command: str, settings: msgspec.Struct, window: Window) -> None:

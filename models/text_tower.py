@@ -156,5 +156,5 @@ def read_settings(folder: Path) -> TowerSettings:
     """What a tower's folder says of itself. Raises ModelRejected."""
     try:
         return msgspec.json.decode((folder / TOWER).read_bytes(), type=TowerSettings)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelRejected(f"{folder} is no text tower: {error}; `slatecast train` makes one") from None

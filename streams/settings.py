@@ -114,7 +114,7 @@ def _embedded(settings: Settings) -> Settings:
     try:
         running = msgspec.json.decode(running_file(settings.home).read_bytes(), type=Running)
         os.kill(running.pid, 0)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return settings
     return msgspec.structs.replace(settings, bootstrap=running.bootstrap, redis=settings.redis or running.redis)
 

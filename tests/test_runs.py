@@ -120,9 +120,12 @@ def test_a_run_that_is_not_meant_by_a_name_is_said_with_those_there_are(
     assert folders[1].name in str(refused.value)
 
 
-def test_a_run_of_another_version_is_passed_over_in_the_list_and_named_when_asked_for(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("text", [b'{"id": 3}', b'{"id": "\xff"}', b""])
+def test_a_run_that_cannot_be_read_is_passed_over_in_the_list_and_named_when_asked_for(
+    tmp_path: Path, cli: Cli, text: bytes
+) -> None:
     folder = trained(tmp_path)
-    (folder / "run.json").write_text('{"id": 3}')
+    (folder / "run.json").write_bytes(text)
     assert "no runs yet" in cli("list")
     with pytest.raises(Misuse, match="another version"):
         cli("show", "last")

@@ -87,5 +87,6 @@ def test_what_slatecast_up_runs_is_found_while_its_process_lives(tmp_path: Path)
         ended.wait()
     file.write_bytes(msgspec.json.encode(msgspec.structs.replace(running, pid=ended.pid)))
     assert load_settings(None, here, {}) == Settings(home=str(tmp_path))
-    file.write_bytes(b"{")
-    assert load_settings(None, here, {}).bootstrap == ""
+    for damaged in (b"{", msgspec.json.encode(running).replace(b"up:1", b"up\xff1")):
+        file.write_bytes(damaged)
+        assert load_settings(None, here, {}).bootstrap == ""

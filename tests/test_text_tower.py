@@ -100,7 +100,7 @@ def test_a_text_is_cut_at_the_towers_limit(tower: TextTower) -> None:
 
 
 @pytest.mark.parametrize("file", ["tower.json", "tokenizer.json", "tower.onnx"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe nothing"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe nothing", b'{"pooling": "\xff"}'])
 def test_a_folder_that_is_no_tower_is_refused(tmp_path: Path, folder: Path, file: str, content: bytes | None) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
