@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from decoder_helpers import write_decoders
 from evaluate_helpers import ORIGINS, ndcg, shop
@@ -141,6 +142,17 @@ def test_a_day_that_is_none_is_named_with_its_own_option(run: Run, folder: Path,
     code, _, err = run(folder, "--until", until, command=command)
     assert code == 2
     assert f"--until {until}: write one date, as in 2011-08-19" in err
+
+
+def test_train_says_what_it_leaves_out(run: Run, folder: Path, shop: History) -> None:
+    bought = np.unique(np.stack([shop.item, shop.user]), axis=1)[0]
+    buyers = np.bincount(bought, minlength=len(shop.items))
+    least = int(np.median(buyers))
+    on_them = int(np.sum(buyers[shop.item] >= least))
+    _, _, err = run(folder, "--min-buyers", least, "--home", folder, "--tower", folder / "none", command="train")
+    kept = int(np.sum(buyers >= least))
+    assert 0 < kept < len(shop.items)
+    assert f"{kept} of {len(shop.items)} items have {least} buyers, {on_them} of {len(shop)} events are on them" in err
 
 
 @pytest.mark.parametrize("name", ["events", "items"])

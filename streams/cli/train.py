@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     "--tower", type=click.Path(path_type=Path), help="Text tower: of `slatecast export`, or a Hugging Face folder."
 )
 @click.option("--from-topic", is_flag=True, help="Learn from what lies on the topics events and items.")
-@click.option("--min-buyers", default=5, show_default=True, help="Leave out items that fewer distinct users bought.")
+@click.option("--min-buyers", type=click.IntRange(min=1), help="Leave out items that fewer distinct users bought  [5;"
+              " completejourney 30]")  # fmt: skip
 @click.option("--until", help="Learn from what came before this day only, as in 2011-08-05.")
 @click.option("--settings", "file", type=click.Path(path_type=Path), help="TOML; see --print-settings.")
 @set_option
@@ -45,7 +46,7 @@ def train(
     source: str | None,
     tower: Path | None,
     from_topic: bool,
-    min_buyers: int,
+    min_buyers: int | None,
     until: str | None,
     file: Path | None,
     changes: tuple[str, ...],
@@ -61,7 +62,7 @@ def train(
 
     \b
     Example:  slatecast train shop/ --min-buyers 5
-              slatecast train completejourney --min-buyers 30 --set cuts=4 --minutes 10
+              slatecast train completejourney --set cuts=4 --minutes 10
               slatecast train --from-topic --until 2026-11-01
     """
     from models.settings_file import describe, read_settings
@@ -78,15 +79,18 @@ def train(
     from models.origins import parse_day
     from models.runs import start_run, window_of
     from models.training import train
+    from streams.cli.learn import least_buyers
 
     with stderr.status(f"reading {source or 'the topics'}"):
         source, history = _from_topic(settings) if source is None else (source, read_history(source))
         history = history.before(parse_day(until, "--until")) if until else history
-        history = only_items(history, sold_items(history, min_buyers))
+        least, whole = min_buyers or least_buyers(source), history
+        history = only_items(whole, sold_items(whole, least))
     if not len(history):
-        raise Misuse(
-            f"no item of {source} has {min_buyers} buyers{f' before {until}' if until else ''}; lower --min-buyers"
-        )
+        raise Misuse(f"no item of {source} has {least} buyers{f' before {until}' if until else ''}; lower --min-buyers")
+    stderr.print(
+        f"{len(history.items)} of {len(whole.items)} items have {least} buyers, {len(history)} of {len(whole)} events are on them"
+    )
     home, now_ms = Path(settings.home), time.time_ns() // 1_000_000
     with steps() as step, start_run(home, "train", chosen, window_of(source, history), now_ms, wandb) as run:
         trained = train(history, home, source, now_ms, chosen, tower, step, run.log)
