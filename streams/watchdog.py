@@ -2,8 +2,8 @@
 
 A hung process serves nobody and may hold the partitions for ever; a new one fences it and goes on. Called by the worker.
 Two dogs: a thread looks every half second, and a timer in C looks after the thread, for work that never lets go of the
-interpreter's lock. When a broker was away, calls that waited for it may wait for ever (librdkafka 5511, and others): one
-that still hangs a few seconds after the broker answers somebody else is given up early.
+interpreter's lock. When a broker goes or comes, calls that waited for it may wait for ever (librdkafka 5511, and others):
+one that still hangs a few seconds after the brokers that are there answer somebody else is given up early.
 """
 
 import contextlib
@@ -21,16 +21,18 @@ EXIT_CODE = 70  # as every Stopped worker
 LOOK_S = 0.5
 ASKING_S = 1.0  # a call that takes longer may be waiting for a broker that is away
 IDLE_ASKING_S = 2.0  # between calls too: an outage that met no call makes the next one hang (13 s lost, measured)
-HANGS_S = 3.0  # after the broker's return: an honest call then takes 0 to 2 s
-RECENT_S = 60.0  # so long after an outage a call is still suspected
+HANGS_S = 3.0  # after a broker has gone or come: an honest call then takes 0 to 2 s
+RECENT_S = 60.0  # so long after that a call is still suspected
 
 
 class Watchdog:
     """One per worker. `limit` frames a piece of work; outside a frame nothing is watched."""
 
-    def __init__(self, name: str, answers: Callable[[], bool] = lambda: True) -> None:
-        """answers: whether the broker answers; asked by the thread, more often while a call to it takes long."""
-        self._name, self._answers = name, answers
+    def __init__(self, name: str, brokers: Callable[[], frozenset[int]] = frozenset) -> None:
+        """brokers: the ids of those that are there, none while nobody answers; asked by the thread, more often while a
+        call to them takes long.
+        """
+        self._name, self._brokers = name, brokers
         self._what, self._deadline_s, self._asked_s = "", float("inf"), float("inf")
         self._over = threading.Event()
 
@@ -56,8 +58,8 @@ class Watchdog:
             self._over.set()
 
     def _look(self, stuck_s: float) -> None:
-        back_s = -float("inf")  # when the broker answered again; inf while it does not
-        ask_s = -float("inf")
+        known: frozenset[int] | None = None
+        changed_s = ask_s = -float("inf")
         while not self._over.wait(LOOK_S):
             _arm(stuck_s)
             now_s, asked_s = time.monotonic(), self._asked_s
@@ -66,12 +68,13 @@ class Watchdog:
             if now_s - asked_s < ASKING_S and now_s < ask_s:
                 continue
             ask_s = now_s + IDLE_ASKING_S
-            if not self._answers():
-                back_s = float("inf")
-            elif back_s > now_s:
-                back_s = now_s
-            elif back_s > now_s - RECENT_S and now_s - max(back_s, asked_s) > HANGS_S and asked_s == self._asked_s:
-                self._end("hangs though the broker is back")
+            found = self._brokers()
+            if known is not None and found != known:
+                changed_s = now_s
+            known = found
+            recent, hangs = changed_s > now_s - RECENT_S, now_s - max(changed_s, asked_s) > HANGS_S
+            if found and recent and hangs and asked_s == self._asked_s:
+                self._end("hangs though brokers answer")
         faulthandler.cancel_dump_traceback_later()
 
     def _end(self, why: str) -> None:

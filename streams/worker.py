@@ -92,7 +92,7 @@ class Worker:
             telemetry.REBALANCES.labels(role, kind)  # an alarm needs the 0 before the first
         for name in REASON_CLASSES:
             telemetry.REJECTS.labels(role, name)
-        self._watchdog = Watchdog(role, self._broker_answers)
+        self._watchdog = Watchdog(role, self._brokers)
         self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"
         self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
@@ -121,11 +121,11 @@ class Worker:
                 self._release(list(self._next))
                 self._attempts.close()
 
-    def _broker_answers(self) -> bool:
+    def _brokers(self) -> frozenset[int]:
         try:
-            return bool(self._admin.list_topics(self.input, timeout=1).brokers)
+            return frozenset(self._admin.list_topics(self.input, timeout=1).brokers)
         except KafkaException:
-            return False
+            return frozenset()
 
     def step(self) -> None:
         """One batch, from poll to merge; nothing if nothing came."""
