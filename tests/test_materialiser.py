@@ -197,6 +197,33 @@ def test_a_redis_that_knows_more_than_the_topic_is_said_to_be_of_another(setting
         Materialiser(settings, "0").run(threading.Event())
 
 
+def test_lists_of_a_topic_that_was_made_again_are_not_taken_for_older_ones(
+    settings: Settings, view: redis.Redis, start: Start, wait_for: Wait
+) -> None:
+    class Once(Materialiser):
+        def step(self) -> None:
+            super().step()
+            if self._next:
+                self._stop.set()
+
+    publish(settings, b"old")
+    first = start(settings)
+    wait_for(lambda: bodies(settings, view) == {b"old"})
+    first.end()
+    admin, topic = clients.admin(settings), settings.prefix + "slates"
+    admin.delete_topics([topic])[topic].result()
+    topics.apply(admin, settings)
+    publish(settings, b"new")
+    publish(settings, b"new", [f"another{n}" for n in range(200)])  # so that the offsets that Redis knows are there
+    with pytest.raises(
+        Unavailable, match=r"other lists than .*slates has: the topic was made again\. Delete the keys "
+    ):
+        Once(settings, "0").run(threading.Event())
+    view.delete(*keys_of(settings, view))
+    start(settings)
+    wait_for(lambda: bodies(settings, view) == {b"new"})
+
+
 # --- a Redis that comes and goes ---------------------------------------------------------------------------------------
 
 
