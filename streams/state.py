@@ -278,9 +278,9 @@ def restore(
     return held, count
 
 
-def topic_id(admin: AdminClient, topic: str) -> str:
+def topic_id(admin: AdminClient, topic: str, timeout_s: float = 10.0) -> str:
     """The broker's own id of a topic: one that was deleted and made again has another."""
-    future = admin.describe_topics(TopicCollection([topic]), request_timeout=10)[topic]
+    future = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout_s)[topic]
     try:
         return str(future.result().topic_id)
     except KafkaException as error:

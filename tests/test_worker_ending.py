@@ -15,7 +15,7 @@ from worker_helpers import ROLE, Count, Start, Wait, click, counts, partition_of
 from recsys.errors import Unavailable
 from recsys.events import Click, decode_event, encode_event, event_hash
 from recsys.profiles import EMPTY, Profile, apply, encode_profile
-from streams import clients
+from streams import clients, topics
 from streams.lag import committed_offsets, records_behind
 from streams.roles import Supervisor
 from streams.settings import Settings
@@ -123,6 +123,27 @@ def test_offsets_that_the_broker_has_forgotten_are_no_first_start(
     assert f"partition {at} has state" in str(worker.error)
     assert f"{settings.prefix}events begins at 3: what came before may not have been read" in str(worker.error)
     assert worker.task.batches == []
+
+
+def test_an_input_that_was_made_again_is_not_read_on_where_the_old_one_was(
+    settings: Settings, start: Start, wait_for: Wait
+) -> None:
+    task, released = Count(settings), threading.Event()
+    task.before_commit = lambda: bool(released.wait(30))
+    first = start(task)
+    click(settings, *"aaa")
+    assert task.begun.wait(20)
+    admin, topic = clients.admin(settings), settings.prefix + "events"
+    admin.delete_topics([topic])[topic].result()
+    topics.apply(admin, settings)
+    click(settings, *"aaaaaa")
+    released.set()
+    wait_for(lambda: not first.thread.is_alive())
+    assert task.commits == 1, "its offset stands on the new topic now"
+    second = start()
+    wait_for(lambda: not second.thread.is_alive())
+    assert "events was made again while a role read it" in str(second.error)
+    assert second.processed == 0
 
 
 def test_an_input_that_is_missing_or_has_grown_alone_ends_with_what_to_do(
