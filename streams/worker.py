@@ -18,7 +18,6 @@ Memory is bounded without pausing a partition: nothing is polled while a batch i
 limits (clients.py), and a batch is only as large as the broker takes in good time.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -28,15 +27,16 @@ from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from recsys.errors import REASON_CLASSES, BadEvent, Unavailable
+from recsys.errors import REASON_CLASSES, BadEvent
 from streams import clients, telemetry
 from streams.attempts import LAST_ATTEMPT, Attempts
 from streams.failpoints import reach
+from streams.input_topic import InputTopic
 from streams.lag import LagMeter
 from streams.records import BACKFILL, Output, Record, read_record
 from streams.rejects import put_aside, reason_class
 from streams.settings import Settings
-from streams.state import State, begin_offsets, restore, topic_id
+from streams.state import State, begin_offsets, restore
 from streams.telemetry import Health
 from streams.transactions import Aborted, Stopped, Transactions
 from streams.watchdog import Watchdog
@@ -86,7 +86,6 @@ class Worker:
         self.processed = 0  # records whose transaction has committed
         self.restored = 0
         self._next: dict[int, int] = {}  # own bookkeeping of offsets: control records leave gaps
-        self._topic_id = self._topic_now = ""  # of the input, when its partitions were assigned and as last heard
         self._room = FIRST_BATCH
         self._folder = Path(settings.home) / "state" / f"{settings.prefix}{role}-{instance}"
         self._health = health or Health(role)
@@ -94,13 +93,14 @@ class Worker:
             telemetry.REBALANCES.labels(role, kind)  # an alarm needs the 0 before the first
         for name in REASON_CLASSES:
             telemetry.REJECTS.labels(role, name)
-        self._watchdog = Watchdog(role, self._brokers)
-        self._attempts = Attempts(self._folder / "attempt.json")
         self._group = f"{settings.prefix}{role}"
+        self._admin = clients.admin(settings)
+        self._topic = InputTopic(self._admin, self.input, role, self._group)
+        self._watchdog = Watchdog(role, self._topic.brokers)
+        self._attempts = Attempts(self._folder / "attempt.json")
         self._consumer = clients.consumer(settings, self._group, instance_id=f"{role}-{instance}")
         self._lag = LagMeter(role, self._consumer, self.input)
         self._transactions = Transactions(settings, role, instance, self._watchdog)
-        self._admin = clients.admin(settings)
 
     def run(self, stop: threading.Event, after_batch: Callable[[], None] = lambda: None) -> None:
         """Work until `stop` is set; the batch in hand is committed first."""
@@ -123,19 +123,9 @@ class Worker:
                 self._release(list(self._next))
                 self._attempts.close()
 
-    def _brokers(self) -> frozenset[int]:
-        try:
-            found = frozenset(self._admin.list_topics(self.input, timeout=1).brokers)
-        except KafkaException:
-            return frozenset()
-        with contextlib.suppress(Unavailable):  # it asks the controller, which may be on its way to another broker
-            self._topic_now = topic_id(self._admin, self.input, timeout_s=1)
-        return found
-
     def step(self) -> None:
         """One batch, from poll to merge; nothing if nothing came."""
-        if self._topic_id not in ("", self._topic_now):
-            raise self._made_again()
+        self._topic.check()
         records = self._poll()
         self.task.refresh()
         if records:
@@ -216,15 +206,7 @@ class Worker:
 
     def _offsets(self, records: Sequence[Record]) -> list[TopicPartition]:
         ends = _ends(records).items()
-        return [TopicPartition(self.input, partition, offset, self._topic_id) for partition, offset in ends]
-
-    def _made_again(self) -> Stopped:
-        # The client reads on in the new topic where it was in the old one, without a word (2 times in 10 where it was
-        # made again at once). So each offset says which topic it is of, and the next start knows, too.
-        return Stopped(
-            f"{self.role}: {self.input} was made again while a role read it: what came first in the new one may not have "
-            f"been read by group {self._group}; docs/operations.md says how to go on"
-        )
+        return [TopicPartition(self.input, partition, offset, self._topic.id) for partition, offset in ends]
 
     def _go_back(self, records: Sequence[Record]) -> None:
         self.state.drop()
@@ -258,7 +240,7 @@ class Worker:
     def _take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Committed offsets first, then the changelog to its end, then consume."""
         committed = consumer.committed(partitions, timeout=30)
-        self._topic_id = self._topic_now = topic_id(self._admin, self.input)
+        self._topic.take(committed)
         numbers = [tp.partition for tp in partitions]
         reader = clients.reader(self.settings)
         started_s = time.monotonic()
@@ -273,8 +255,6 @@ class Worker:
             self.state.adopt(tp.partition, held[tp.partition])
             if tp.error is not None:
                 raise KafkaException(tp.error)
-            if tp.offset >= 0 and tp.metadata not in (None, "", self._topic_id):
-                raise self._made_again()
             if tp.offset < 0:  # the group's first start: from the beginning, never silently from the end
                 tp.offset = oldest[tp.partition]
                 if tp.offset > 0 and any(True for _ in held[tp.partition].items()):  # nor its first: it was forgotten
