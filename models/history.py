@@ -89,9 +89,7 @@ def _folder(folder: Path) -> History:
     path = folder / "events.jsonl.gz"
     for line in _good_rows(path, "events"):
         event = line.event
-        if not isinstance(event, OnItem):
-            continue
-        if not past.add(event):
+        if isinstance(event, OnItem) and not past.add(event):
             raise Misuse(f"{path} line {line.line}: item {event.item!r} is not in items.jsonl.gz; add it there")
     return past.history()
 

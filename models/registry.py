@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from recsys.errors import ModelRejected
+from recsys.errors import UNREADABLE, ModelRejected
 
 OPSET = 18  # of ONNX, in every graph we write: what torch's exporter makes without converting
 FORMAT = 1  # of the manifest; fields are only added within a format
@@ -113,7 +113,7 @@ def champion(home: Path) -> Path | None:
         name = msgspec.json.decode(pointer.read_bytes(), type=dict[str, str]).get("release", "")
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError):  # the second after a flipped bit inside its text
+    except UNREADABLE:
         name = ""
     if not _NAME.fullmatch(name):
         raise ModelRejected(f"{pointer} names no release; `slatecast releases promote` names one")
@@ -124,7 +124,7 @@ def last_served(home: Path) -> Path | None:
     """The folder of the release that a ranker opened last, or None where that is not known."""
     try:
         name = msgspec.json.decode((releases_folder(home) / SERVED).read_bytes(), type=str)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *UNREADABLE):
         return None
     return releases_folder(home) / name if _NAME.fullmatch(name) else None
 

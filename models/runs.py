@@ -26,7 +26,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from models.history import History
-from recsys.errors import Misuse
+from recsys.errors import UNREADABLE, Misuse
 
 Ended = Literal["running", "done", "stopped", "failed"]
 ABOUT, METRICS = "run.json", "metrics.jsonl"
@@ -155,7 +155,7 @@ def list_runs(home: Path) -> tuple[list[About], list[str]]:
     for file in sorted((home / "runs").glob("*/" + ABOUT)):
         try:
             found.append(msgspec.json.decode(file.read_bytes(), type=About))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             unreadable.append(file.parent.name)
     return found, unreadable
 
@@ -171,7 +171,7 @@ def read_run(home: Path, name: str) -> tuple[Path, About]:
         raise Misuse(f"{several} with {name!r}; the newest: {newest}")
     try:
         return fitting[0], msgspec.json.decode((fitting[0] / ABOUT).read_bytes(), type=About)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Misuse(f"{fitting[0] / ABOUT}: {error}; it is damaged, or was written by another version") from None
 
 

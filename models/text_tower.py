@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from models.devices import CUDA, ORT_ERRORS, Gpu, open_session
-from recsys.errors import ModelRejected
+from recsys.errors import UNREADABLE, ModelRejected
 
 log = logging.getLogger(__name__)
 
@@ -156,5 +156,5 @@ def read_settings(folder: Path) -> TowerSettings:
     """What a tower's folder says of itself. Raises ModelRejected."""
     try:
         return msgspec.json.decode((folder / TOWER).read_bytes(), type=TowerSettings)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ModelRejected(f"{folder} is no text tower: {error}; `slatecast train` makes one") from None

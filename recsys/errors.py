@@ -9,6 +9,10 @@
 Anything else that escapes is a bug and crashes with its traceback.
 """
 
+import msgspec
+
+# What msgspec raises at bytes that are not of a type: the second where a text is no UTF-8, as after a flipped bit.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 REASON_CLASSES = ("decode", "schema", "range", "oversize", "duplicate_conflict", "poison_crash")  # see BadEvent
 
 

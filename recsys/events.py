@@ -18,7 +18,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from recsys.errors import BadEvent
+from recsys.errors import UNREADABLE, BadEvent
 
 EVENT_SCHEMA = "slatecast.event.v1"  # in the record header `schema`; fields are only ever added
 MAX_EVENT_BYTES = 256 * 1024  # far above a real event, far below the broker's 1 MB record limit
@@ -134,7 +134,7 @@ def decode_with(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
         raise _name(error, data) from None
     except RecursionError:
         raise BadEvent("decode", _TOO_DEEP) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         why = str(error) if data else "no bytes; a tombstone means nothing here"
         raise BadEvent("decode", f"not JSON: {why}") from None
     return found

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from recsys.errors import SlatecastError
+from recsys.errors import UNREADABLE, SlatecastError
 from streams.records import Record
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Attempts:
             self._suspects = _decode(note or b"[]")
         except OSError as error:
             self._go_without(error)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             log.warning("attempts: the note of the last process is torn and left out: %s", error)
 
     def suspects(self, records: Sequence[Record]) -> bool:

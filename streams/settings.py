@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from recsys.errors import Misuse
+from recsys.errors import UNREADABLE, Misuse
 from recsys.policy import Policy
 from recsys.policy_file import check_policy
 
@@ -114,7 +114,7 @@ def _embedded(settings: Settings) -> Settings:
     try:
         running = msgspec.json.decode(running_file(settings.home).read_bytes(), type=Running)
         os.kill(running.pid, 0)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *UNREADABLE):
         return settings
     return msgspec.structs.replace(settings, bootstrap=running.bootstrap, redis=settings.redis or running.redis)
 

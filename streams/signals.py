@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from recsys.errors import BadEvent
+from recsys.errors import UNREADABLE, BadEvent
 from recsys.signals import DAY_S, Increment, Signal, absorb, merge
 from streams.records import Output, Record
 from streams.rejects import put_aside
@@ -42,7 +42,7 @@ class SignalsTask:
             try:
                 inc = _decode_increment(record.value or b"")
                 key = (record.partition, (record.key or b"").decode(), inc.ts_s // DAY_S)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 bad = BadEvent("decode", f"not an increment of an item: {error}; only rankers write this topic")
                 outputs.append(put_aside(record, bad, "signals", self._rejects))
                 continue

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewPartitions
 from stream_helpers import read_topic, send, send_events
-from worker_helpers import ROLE, Count, Start, Wait, click, counts, partition_of, quick, said, start
+from worker_helpers import ROLE, Count, Running, Start, Wait, click, counts, partition_of, quick, said, start
 
 from recsys.errors import Unavailable
 from recsys.events import Click, decode_event, encode_event, event_hash
@@ -24,21 +24,27 @@ from streams.worker import Stopped, Worker
 __all__ = ["start"]  # the fixture
 
 
+def start_held(settings: Settings, start: Start, *users: str) -> tuple[Running, threading.Event]:
+    """A worker in the middle of its first batch, which goes on when the event is set."""
+    task, released = Count(settings), threading.Event()
+    task.before_commit = lambda: bool(released.wait(30))
+    worker = start(task)
+    click(settings, *users)
+    assert task.begun.wait(20)
+    return worker, released
+
+
 def test_a_worker_that_was_replaced_while_it_computed_commits_nothing(
     settings: Settings, start: Start, wait_for: Wait
 ) -> None:
-    task, released = Count(settings), threading.Event()
-    task.before_commit = lambda: bool(released.wait(30))
-    zombie = start(task)
-    click(settings, "a")
-    assert task.begun.wait(20)
+    zombie, released = start_held(settings, start, "a")
     successor = start()
     wait_for(lambda: successor.processed == 1)
     released.set()
     wait_for(lambda: not zombie.thread.is_alive())
     assert isinstance(zombie.error, Stopped)
     assert "another process has this --instance" in str(zombie.error)
-    assert task.commits == 0
+    assert zombie.task.commits == 0
     assert said(settings) == {(b"a", b"1"): 1}
     click(settings, "a")
     wait_for(lambda: successor.processed == 2)
@@ -128,18 +134,14 @@ def test_offsets_that_the_broker_has_forgotten_are_no_first_start(
 def test_an_input_that_was_made_again_is_not_read_on_where_the_old_one_was(
     settings: Settings, start: Start, wait_for: Wait
 ) -> None:
-    task, released = Count(settings), threading.Event()
-    task.before_commit = lambda: bool(released.wait(30))
-    first = start(task)
-    click(settings, *"aaa")
-    assert task.begun.wait(20)
+    first, released = start_held(settings, start, *"aaa")
     admin, topic = clients.admin(settings), settings.prefix + "events"
     admin.delete_topics([topic])[topic].result()
     topics.apply(admin, settings)
     click(settings, *"aaaaaa")
     released.set()
     wait_for(lambda: not first.thread.is_alive())
-    assert task.commits == 1, "its offset stands on the new topic now"
+    assert first.task.commits == 1, "its offset stands on the new topic now"
     second = start()
     wait_for(lambda: not second.thread.is_alive())
     assert "events was made again while a role read it" in str(second.error)
